@@ -1,0 +1,1 @@
+"""Hosts one Flower App in a guest process."""

@@ -1,0 +1,1 @@
+"""Starts Flower federations for tests."""

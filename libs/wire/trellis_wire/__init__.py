@@ -1,0 +1,1 @@
+"""Flower messages, objects, FABs and signatures as they are on the wire."""

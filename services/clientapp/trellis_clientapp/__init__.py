@@ -1,0 +1,1 @@
+"""The ClientApp process: runs the client side of Flower Apps for a SuperNode."""
