@@ -1,0 +1,67 @@
+"""Who asks. Every call into the core carries a principal, from the first day on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from trellis_superlink.core.errors import Forbidden
+
+SUPERLINK_NODE_ID = 1
+"""Node id of the SuperLink itself, and of every ServerApp (Flower 1.20-1.42)."""
+
+DEFAULT_FEDERATION = "default"
+"""The one federation there is without federation management; edges also accept "" and "@none/default" for it."""
+
+
+class Kind(StrEnum):
+    ACCOUNT = "account"
+    NODE = "node"
+    EXECUTOR = "executor"
+    SYSTEM = "system"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """An authenticated caller.
+
+    `id` is the account id, the node id in decimal, or the executor id. `run_id` is set for an executor that speaks
+    with the token of a claimed run: it may touch that run only. `claim` then names the claim.
+    """
+
+    kind: Kind
+    id: str
+    name: str = ""
+    run_id: int | None = None
+    claim: str = ""
+
+    @classmethod
+    def account(cls, account_id: str, name: str = "") -> Principal:
+        return cls(Kind.ACCOUNT, account_id, name)
+
+    @classmethod
+    def node(cls, node_id: int, name: str = "") -> Principal:
+        return cls(Kind.NODE, str(node_id), name)
+
+    @classmethod
+    def executor(cls, executor_id: str, name: str = "", *, run_id: int | None = None, claim: str = "") -> Principal:
+        return cls(Kind.EXECUTOR, executor_id, name, run_id, claim)
+
+    @property
+    def node_id(self) -> int:
+        """The node's id; Forbidden for anybody else."""
+        if self.kind is not Kind.NODE:
+            raise Forbidden("Only a node may ask this.")
+        return int(self.id)
+
+    @property
+    def run(self) -> int:
+        """The run whose token the caller holds; Forbidden for anybody else."""
+        if self.run_id is None:
+            raise Forbidden("Only the executor of a run may ask this.")
+        return self.run_id
+
+
+SYSTEM = Principal(Kind.SYSTEM, "superlink", "superlink")
+NO_ACCOUNT = Principal.account("<id:none>", "none")
+"""The one account of a SuperLink without login (ids as stock, Flower 1.26-1.42)."""

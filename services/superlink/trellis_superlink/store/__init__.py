@@ -1,0 +1,1 @@
+"""Tables, migrations, object files and signals under the SuperLink's core."""
