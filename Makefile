@@ -1,0 +1,60 @@
+# Trellis: `make help` lists the targets. Everything is set up in .venv (ours) and .trellis (the apps' interpreter).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup guest demo test check format proto requirements bench clean
+
+# Any Python from 3.11 on: PYTHON=python3.12 make demo
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := libs/wire libs/kit libs/runner libs/testing services/superlink services/supernode services/serverapp services/clientapp cli
+GUEST := .trellis/guest
+TESTS ?= tests
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## install Trellis and its tools into .venv
+
+# Hashed requirements decide what is installed; our own packages are editable on top.
+$(VENV)/.ready: requirements/dev.txt $(addsuffix /pyproject.toml,$(PACKAGES))
+	@bash scripts/make-venv $(PYTHON) $(VENV) requirements/dev.txt
+	@echo "Installing Trellis's own packages ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
+	@touch $@
+
+guest: $(GUEST)/.ready ## make the interpreter that hosts the example apps (flwr, scikit-learn)
+
+$(GUEST)/.ready: requirements/guest.txt
+	@bash scripts/make-venv $(PYTHON) $(GUEST) requirements/guest.txt
+	@touch $@
+
+demo: setup guest ## train examples/digits on a federation of processes, then stop it
+	@exec $(BIN)/trellis demo --guest-python $(CURDIR)/$(GUEST)/bin/python examples/digits
+
+test: setup guest ## run every test (brings what is missing)
+	@exec $(BIN)/pytest $(TESTS)
+
+check: setup ## ruff, strict mypy, import rules, generated stubs up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(foreach p,$(PACKAGES),$(wildcard $(p)/trellis_*)) tests benchmarks
+	$(BIN)/lint-imports
+	@bash scripts/generate-stubs --check
+
+format: setup ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: setup ## write libs/wire/trellis_wire/pb from proto/
+	@bash scripts/generate-stubs
+
+requirements: setup ## resolve the hashed requirement files anew from the pyproject files
+	@bash scripts/lock-requirements
+
+bench: setup guest ## measure against stock Flower (see benchmarks/README.md)
+	@exec $(BIN)/python -m benchmarks
+
+clean: ## remove the environments and what tests left
+	rm -rf $(VENV) .trellis build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
