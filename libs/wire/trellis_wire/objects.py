@@ -1,234 +1,296 @@
-"""Content-addressed objects: Flower's object model v1, as every release from 1.20 to 1.42 reads and writes it.
+"""Content-addressed objects, version 1: how every payload travels between Flower 1.20-1.42 peers.
 
-The content of an object is ``head`` + NUL + ``body``; the head is the type name, the comma-joined ids of the children
-and the length of the body, separated by single spaces. The id of an object is the lowercase hex SHA-256 of its whole
-content.
+An object's content is ``head + 0x00 + body``; the head is the UTF-8 text ``"<type> <child ids joined by commas>
+<length of body>"`` and the object's id is the lowercase hex SHA-256 of the whole content. Objects form trees
+(Message -> RecordDict -> records -> Array -> ArrayChunk); an `ObjectTree` message spells a tree out with repetition.
+
+Everything here works on bytes alone and treats them as hostile: sizes, depths and counts are bounded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Self
 
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import message_pb2
 
-Buffer = bytes | bytearray | memoryview
+type_alias = bytes | bytearray | memoryview
+Buffer = type_alias
 
-OBJECT_TYPES: Final = frozenset(
+OBJECT_TYPES = frozenset(
     {"ArrayChunk", "Array", "ArrayRecord", "MetricRecord", "ConfigRecord", "RecordDict", "Message"}
 )
-MAX_HEAD: Final = 8 * 1024 * 1024
-"""Bytes of the longest head that is read: room for 120,000 children."""
-MAX_DEPTH: Final = 8
-"""Levels of a tree; a message has five (message, records, record, array, chunk)."""
-MAX_NODES: Final = 200_000
-"""Places in one tree."""
+LEAF_TYPES = frozenset({"ArrayChunk", "MetricRecord", "ConfigRecord"})
 
-_ID = re.compile(r"[0-9a-f]{64}\Z")
+# A head of this size names 64,000 children: an array of 320 GB in 5 MiB chunks.
+MAX_HEAD_BYTES = 4 * 1024 * 1024
+MAX_TREE_DEPTH = 8  # Flower's own trees are five deep
+MAX_TREE_NODES = 262_144
+
+_DIVIDER = 0
+_HEAD = re.compile(
+    rb"(?P<type>[A-Za-z]{1,64}) (?P<children>(?:[0-9a-f]{64}(?:,[0-9a-f]{64})*)?) (?P<length>0|[1-9][0-9]{0,18})"
+)
+_OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class ObjectError(ValueError):
-    """An object or a tree of objects is not what it claims to be; the text says what is wrong in one sentence."""
+    """An object or a tree is not what it claims to be; the text says what is wrong with it."""
 
 
-def is_object_id(text: str) -> bool:
-    """Whether this is the form of an object id: 64 lowercase hex digits."""
-    return _ID.match(text) is not None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectHead:
-    """What stands before an object's body. Lengths in bytes; `head_length` counts the divider too."""
+    """What an object says of itself before its body."""
 
     type_name: str
     children: tuple[str, ...]
     body_length: int
-    head_length: int
+    head_length: int  # bytes before the body, divider included
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole object."""
+        return self.head_length + self.body_length
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSource:
+    """An object's content in two pieces, so that a large body need not be copied to get its head in front of it."""
+
+    head: bytes  # divider included
+    body: Buffer
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole object."""
+        return len(self.head) + len(self.body)
+
+    def content(self) -> bytes:
+        """The whole object as one copy; for objects known to be small."""
+        return b"".join((self.head, self.body))
+
+    def parts(self, size: int) -> Iterator[Buffer]:
+        """The content in pieces of `size` bytes (the last one shorter), copying no more than the first of them."""
+        first = max(size - len(self.head), 0)
+        with memoryview(self.body) as body:
+            start = b"".join((self.head, body[:first]))
+            for offset in range(0, len(start), size):
+                yield start[offset : offset + size]
+            for offset in range(first, len(body), size):
+                yield body[offset : offset + size]
 
 
 def encode_head(type_name: str, children: Sequence[str], body_length: int) -> bytes:
-    """The head of an object with its divider."""
-    return f"{type_name} {','.join(children)} {body_length}".encode() + b"\0"
+    """The bytes in front of a body, divider included."""
+    return f"{type_name} {','.join(children)} {body_length}\0".encode()
 
 
 def encode_object(type_name: str, children: Sequence[str], body: Buffer) -> bytes:
-    """The content of an object."""
+    """The content of an object; `children` in order and without repetition."""
     return b"".join((encode_head(type_name, children, len(body)), body))
 
 
-def object_id(content: Buffer) -> str:
-    """The id of an object with this content."""
-    return hashlib.sha256(content).hexdigest()
+def object_id(*content: Buffer) -> str:
+    """The id of the object whose content is given, in one or several pieces."""
+    digest = hashlib.sha256()
+    for piece in content:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
-def parse_head(prefix: Buffer, total: int | None = None) -> ObjectHead:
-    """Reads the head from the first bytes of an object.
+def is_object_id(text: str) -> bool:
+    """Whether `text` has the form of an object id."""
+    return _OBJECT_ID.fullmatch(text) is not None
 
-    `total` is the size of the whole content; where given, head and body have to add up to it.
-    Raises ObjectError, also when the head does not end within `prefix`.
+
+def parse_head(prefix: Buffer, total: int) -> ObjectHead:
+    """Read the head of an object of `total` bytes from its first bytes, which must reach past the divider.
+
+    Raises ObjectError when there is no head in the first MAX_HEAD_BYTES, or one that contradicts `total`.
     """
-    divider = bytes(prefix[:MAX_HEAD]).find(b"\0")
+    divider = (
+        bytes(prefix[:MAX_HEAD_BYTES]).find(_DIVIDER)
+        if not isinstance(prefix, bytes)
+        else prefix.find(_DIVIDER, 0, MAX_HEAD_BYTES)
+    )
     if divider < 0:
-        raise ObjectError("The object has no head: the byte that ends it is missing.")
-    fields = bytes(prefix[:divider]).split(b" ")
-    if len(fields) != 3:
-        raise ObjectError("The object's head is not a type, its children and a length.")
-    try:
-        type_name, joined, length = (field.decode("ascii") for field in fields)
-    except UnicodeDecodeError as error:
-        raise ObjectError("The object's head holds bytes that are not ASCII.") from error
+        raise ObjectError("The object has no head: no zero byte ends it; send it again as head, zero byte and body.")
+    match = _HEAD.fullmatch(bytes(prefix[:divider]))
+    if match is None:
+        raise ObjectError("The object's head is not a type, child ids and a length; send it in Flower's format.")
+    type_name = match["type"].decode()
     if type_name not in OBJECT_TYPES:
-        raise ObjectError(f"The object's type {type_name[:40]!r} is not one of Flower's.")
-    children = tuple(joined.split(",")) if joined else ()
-    if not all(is_object_id(child) for child in children):
-        raise ObjectError("The object's head names a child that is no object id.")
-    if not length.isdecimal() or (len(length) > 1 and length[0] == "0") or len(length) > 19:
-        raise ObjectError(f"The object's head gives {length[:40]!r} as the length of the body.")
-    head = ObjectHead(type_name, children, int(length), divider + 1)
-    if total is not None and head.head_length + head.body_length != total:
-        raise ObjectError(f"The object has {total - head.head_length} bytes of body, its head says {head.body_length}.")
+        raise ObjectError(f"The object's type {type_name!r} is unknown; allowed are {', '.join(sorted(OBJECT_TYPES))}.")
+    children = tuple(match["children"].decode().split(",")) if match["children"] else ()
+    if children and type_name in LEAF_TYPES:
+        raise ObjectError(f"The object is of type {type_name} and names children, which this type cannot have.")
+    head = ObjectHead(type_name, children, int(match["length"]), divider + 1)
+    if head.size != total:
+        raise ObjectError(
+            f"The object's head announces a body of {head.body_length} bytes and {total - head.head_length} follow; "
+            "send the whole object."
+        )
     return head
 
 
 def verify_object(expected_id: str, content: Buffer) -> ObjectHead:
-    """The head of an object whose content has this id; ObjectError when it has another or is malformed."""
-    if object_id(content) != expected_id:
-        raise ObjectError(f"The content is not that of object {expected_id[:16]}...: its SHA-256 differs.")
+    """The head of a whole object whose hash, head and length are checked. Raises ObjectError."""
+    _require_id(expected_id, hashlib.sha256(content).hexdigest())
     return parse_head(content, len(content))
 
 
-class PartVerifier:
-    """Verifies one object that arrives in parts, without keeping them.
+def _require_id(expected: str, found: str) -> None:
+    if expected != found:
+        raise ObjectError(f"The object announced as {expected} has the hash {found}; send it again unaltered.")
 
-    Feed the parts in order, then ask for the head. Raises ObjectError for too many or too few bytes, another hash or a
-    malformed head; `size` is that of the whole content in bytes.
+
+class PartVerifier:
+    """Checks an object that arrives in parts, keeping nothing of it but its head.
+
+    `size` is what the sender announced for the whole object; `head` is known as soon as the divider arrived.
     """
 
     def __init__(self, expected_id: str, size: int) -> None:
-        if not is_object_id(expected_id):
-            raise ObjectError(f"{expected_id[:80]!r} is no object id.")
-        self.expected_id = expected_id
+        self.object_id = expected_id
         self.size = size
         self.received = 0
-        self._hash = hashlib.sha256()
+        self.head: ObjectHead | None = None
+        self._digest = hashlib.sha256()
         self._prefix = bytearray()
-        self._head: ObjectHead | None = None
 
     def feed(self, part: Buffer) -> None:
-        """The next part."""
-        if self.received + len(part) > self.size:
-            raise ObjectError(f"Object {self.expected_id[:16]}... has more than the {self.size} bytes announced.")
+        """Take the next bytes. Raises ObjectError as soon as the object cannot be right any more."""
         self.received += len(part)
-        self._hash.update(part)
-        if self._head is None:
-            self._prefix += part
-            if b"\0" in part:
-                self._head = parse_head(self._prefix, self.size)
-                self._prefix = bytearray()
-            elif len(self._prefix) > MAX_HEAD:
-                raise ObjectError("The object has no head: the byte that ends it is missing.")
+        if self.received > self.size:
+            raise ObjectError(f"The object {self.object_id} is larger than the {self.size} bytes announced for it.")
+        self._digest.update(part)
+        if self.head is None:
+            self._prefix += part[: MAX_HEAD_BYTES - len(self._prefix)]
+            if _DIVIDER in self._prefix or len(self._prefix) >= min(MAX_HEAD_BYTES, self.size):
+                self.head = parse_head(self._prefix, self.size)
+                self._prefix.clear()
 
     def finish(self) -> ObjectHead:
-        """The head, once every part was fed."""
+        """The head of the object, whose every byte has been fed. Raises ObjectError."""
         if self.received != self.size:
             raise ObjectError(
-                f"Object {self.expected_id[:16]}... has {self.received} bytes, {self.size} were announced."
+                f"The object {self.object_id} ended after {self.received} of {self.size} bytes; send it all."
             )
-        if self._hash.hexdigest() != self.expected_id:
-            raise ObjectError(f"The content is not that of object {self.expected_id[:16]}...: its SHA-256 differs.")
-        if self._head is None:
-            raise ObjectError("The object has no head: the byte that ends it is missing.")
-        return self._head
+        _require_id(self.object_id, self._digest.hexdigest())
+        if self.head is None:  # an empty object
+            raise ObjectError(f"The object {self.object_id} is empty.")
+        return self.head
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tree:
-    """An object and, below it, every object that it is made of. The same id may stand in several places."""
+    """The tree under one object, its children in order; an object below two parents appears under both."""
 
     object_id: str
     children: tuple[Tree, ...] = ()
 
     def post_order(self) -> list[str]:
-        """Every id once, children before their parents: the order in which objects are sent."""
-        ids: dict[str, None] = {}
+        """Every object id once, children before their parents, the root last."""
+        seen: dict[str, None] = {}
         stack: list[tuple[Tree, bool]] = [(self, False)]
         while stack:
             tree, expanded = stack.pop()
-            if tree.object_id in ids:
-                continue
-            if expanded or not tree.children:
-                ids[tree.object_id] = None
-            else:
+            if expanded:
+                seen[tree.object_id] = None
+            elif tree.object_id not in seen:
                 stack.append((tree, True))
                 stack.extend((child, False) for child in reversed(tree.children))
-        return list(ids)
+        return list(seen)
 
-    def walk(self) -> Iterator[Tree]:
-        """Every place of the tree, parents first."""
+    def nodes(self) -> dict[str, Tree]:
+        """Every object id with (one copy of) the tree below it."""
+        found: dict[str, Tree] = {}
         stack = [self]
         while stack:
             tree = stack.pop()
-            yield tree
-            stack.extend(reversed(tree.children))
+            if tree.object_id not in found:
+                found[tree.object_id] = tree
+                stack.extend(tree.children)
+        return found
 
     @classmethod
-    def from_edge(cls, proto: message_pb2.ObjectTree) -> Tree:
-        """From the edge protocol. ObjectError for anything but a tree of object ids of bounded depth and size."""
-        return _read(proto)
+    def from_edge(cls, tree: message_pb2.ObjectTree) -> Self:
+        """Read Flower's form of a tree. Raises ObjectError when it is malformed, cyclic, too deep or too large."""
+        return cls._from_message(tree)
 
     @classmethod
-    def from_appio(cls, proto: appio_pb2.Tree) -> Tree:
-        """From the interior protocol, checked like `from_edge`."""
-        return _read(proto)
+    def from_appio(cls, tree: appio_pb2.Tree) -> Self:
+        """Read the interior protocol's form of a tree. Raises ObjectError as from_edge does."""
+        return cls._from_message(tree)
+
+    @classmethod
+    def _from_message(cls, root: message_pb2.ObjectTree | appio_pb2.Tree) -> Self:
+        count = 0
+        known: dict[str, Tree] = {}
+
+        def read(message: message_pb2.ObjectTree | appio_pb2.Tree, above: tuple[str, ...]) -> Self:
+            nonlocal count
+            count += 1
+            oid = message.object_id
+            if count > MAX_TREE_NODES:
+                raise ObjectError(
+                    f"The object tree has more than {MAX_TREE_NODES} nodes; send larger or fewer objects."
+                )
+            if len(above) >= MAX_TREE_DEPTH:
+                raise ObjectError(f"The object tree is deeper than {MAX_TREE_DEPTH} levels, which no message needs.")
+            if not is_object_id(oid):
+                raise ObjectError("The object tree holds an id that is not 64 lowercase hex digits.")
+            if oid in above:
+                raise ObjectError(f"The object tree is cyclic: {oid} stands below itself.")
+            tree = cls(oid, tuple([read(child, (*above, oid)) for child in message.children]))
+            if known.setdefault(oid, tree) != tree:
+                raise ObjectError(f"The object tree gives {oid} different children in different places.")
+            return tree
+
+        return read(root, ())
 
     def to_edge(self) -> message_pb2.ObjectTree:
-        """For the edge protocol."""
-        return message_pb2.ObjectTree(object_id=self.object_id, children=[child.to_edge() for child in self.children])
+        """Flower's form of this tree."""
+        root = message_pb2.ObjectTree()
+        _fill(root, self)
+        return root
 
     def to_appio(self) -> appio_pb2.Tree:
-        """For the interior protocol."""
-        return appio_pb2.Tree(object_id=self.object_id, children=[child.to_appio() for child in self.children])
+        """The interior protocol's form of this tree."""
+        root = appio_pb2.Tree()
+        _fill(root, self)
+        return root
 
 
-def _read(proto: message_pb2.ObjectTree | appio_pb2.Tree) -> Tree:
-    shapes: dict[str, tuple[str, ...]] = {}
-    places = 0
-
-    def read(node: message_pb2.ObjectTree | appio_pb2.Tree, above: tuple[str, ...]) -> Tree:
-        nonlocal places
-        places += 1
-        if places > MAX_NODES:
-            raise ObjectError(f"The object tree has more than {MAX_NODES} places.")
-        if len(above) >= MAX_DEPTH:
-            raise ObjectError(f"The object tree is deeper than {MAX_DEPTH} levels.")
-        if not is_object_id(node.object_id):
-            raise ObjectError(f"The object tree names {node.object_id[:80]!r}, which is no object id.")
-        if node.object_id in above:
-            raise ObjectError(f"The object tree is cyclic: {node.object_id[:16]}... stands below itself.")
-        below = (*above, node.object_id)
-        children = tuple(read(child, below) for child in node.children)
-        ids = tuple(child.object_id for child in children)
-        if shapes.setdefault(node.object_id, ids) != ids:
-            raise ObjectError(f"The object tree gives {node.object_id[:16]}... different children in two places.")
-        return Tree(node.object_id, children)
-
-    return read(proto, ())
+def _fill(message: message_pb2.ObjectTree | appio_pb2.Tree, tree: Tree) -> None:
+    message.object_id = tree.object_id
+    for child in tree.children:
+        _fill(message.children.add(), child)
 
 
-def check_tree(tree: Tree, head_of: Callable[[str], ObjectHead | None]) -> None:
-    """Compares a tree with the heads of its objects, as far as `head_of` knows them (None: not known yet).
+def check_head(tree: Tree, head: ObjectHead) -> None:
+    """Compare an object's own children with what a tree says of them. Raises ObjectError."""
+    if head.children != tuple([child.object_id for child in tree.children]):
+        raise ObjectError(
+            f"The object {tree.object_id} has other children than its tree says; send the tree it belongs to."
+        )
 
-    Raises ObjectError when an object has other children than the tree says.
+
+def check_tree_against(tree: Tree, heads: Callable[[str], ObjectHead | None]) -> None:
+    """Check a whole tree against the heads of its objects; those that `heads` does not know are passed over.
+
+    Raises ObjectError at the first object whose children differ.
     """
-    seen: set[str] = set()
-    for place in tree.walk():
-        if place.object_id in seen:
-            continue
-        seen.add(place.object_id)
-        head = head_of(place.object_id)
-        if head is not None and head.children != tuple(child.object_id for child in place.children):
-            raise ObjectError(f"The object tree gives {place.object_id[:16]}... other children than its head does.")
+    for oid, node in tree.nodes().items():
+        head = heads(oid)
+        if head is not None:
+            check_head(node, head)
+
+
+def total_size(sources: Iterable[ObjectSource]) -> int:
+    """Bytes of all objects together."""
+    return sum(source.size for source in sources)
