@@ -1,7 +1,7 @@
 """Records without flwr: what an executor turns an app's messages into, and back.
 
-`deflate` cuts records into content-addressed objects, `inflate` puts them together again, byte for byte as Flower 1.20-1.42
-does. Large arrays are never copied: an object of theirs is a short head and a view of the caller's buffer.
+`deflate` cuts records into content-addressed objects, `inflate` puts them together again, byte for byte as Flower
+1.20-1.42 does. Large arrays are never copied: an object of theirs is a short head and a view of the caller's buffer.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ _ARMS: Final[Mapping[type, tuple[str, str]]] = {
 }
 
 
-def _encode(proto: Any, value: object, kinds: tuple[type, ...], key: str) -> None:
+def _encode(proto: Any, value: Any, kinds: tuple[type, ...], key: str) -> None:
     """Sets the arm of the value's type. An empty list takes the first kind's arm, as in Flower."""
     values = value if isinstance(value, list) else [value]
     for kind in kinds:
