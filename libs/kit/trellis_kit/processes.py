@@ -1,0 +1,145 @@
+"""Child processes that cannot be left behind, and what a process does to guard itself (Linux)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent ends; ends at once when that already happened."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int | IO[Any] | None = None,
+    stdout: int | IO[Any] | None = None,
+    stderr: int | IO[Any] | None = None,
+    new_session: bool = False,
+    pass_fds: Sequence[int] = (),
+    death_signal: signal.Signals = signal.SIGTERM,
+    prepare: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process that gets `death_signal` when the calling thread ends, however it ends.
+
+    `prepare` runs in the child before the program: async-signal-safe work only (limits, priorities).
+    """
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        die_with_parent(parent, death_signal)
+        if prepare is not None:
+            prepare()
+
+    return subprocess.Popen(
+        list(argv),
+        env=None if env is None else dict(env),
+        cwd=cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=new_session,
+        pass_fds=tuple(pass_fds),
+        preexec_fn=before_exec,
+    )
+
+
+def become_subreaper() -> None:
+    """Orphans among the descendants become children of this process instead of init's, so that it can end them."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def make_non_dumpable() -> None:
+    """Other processes of the same user can no longer read this one's memory, environment or descriptors in /proc."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def set_oom_score_adj(value: int, pid: int | None = None) -> None:
+    """How readily the kernel ends the process when memory runs out: up to 1000; lowering it needs privileges."""
+    Path(f"/proc/{'self' if pid is None else pid}/oom_score_adj").write_text(str(value))
+
+
+def children(pid: int) -> list[int]:
+    """The direct children of a process."""
+    found: list[int] = []
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+    for task in tasks:
+        try:
+            found.extend(int(child) for child in (task / "children").read_text().split())
+        except OSError:
+            continue  # the thread or the process ended meanwhile
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below this one, parents before their children."""
+    found: list[int] = []
+    queue = children(pid)
+    while queue:
+        child = queue.pop(0)
+        found.append(child)
+        queue.extend(children(child))
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and everything below it; stops each one first, so that none can fork meanwhile."""
+    stopped: list[int] = []
+    queue = [pid]
+    while queue:
+        current = queue.pop()
+        if _signal(current, signal.SIGSTOP):
+            stopped.append(current)
+            queue.extend(children(current))
+    for one in stopped:
+        _signal(one, signal.SIGKILL)
+
+
+def kill_descendants(keep: frozenset[int] = frozenset()) -> None:
+    """Kill every process below this one except those in `keep` and what is below them, and reap what can be reaped."""
+    end = time.monotonic() + 5.0
+    while time.monotonic() < end:
+        doomed = [child for child in children(os.getpid()) if child not in keep]
+        if not doomed:
+            return
+        for child in doomed:
+            kill_tree(child)
+        for child in doomed:
+            try:
+                os.waitpid(child, 0)
+            except ChildProcessError:
+                continue  # somebody else has reaped it
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
