@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1._async import HealthServicer
 
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.tls import ServerTls, server_credentials
@@ -46,7 +46,7 @@ class GrpcServer:
     ) -> None:
         self.name = name
         self.server = grpc.aio.server(interceptors=list(interceptors), options=[*_OPTIONS, *options])
-        self._health = health.HealthServicer()
+        self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         host, _, port = address.rpartition(":")
         try:
