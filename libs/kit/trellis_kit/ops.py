@@ -46,6 +46,7 @@ class OpsServer:
         )
         self._server = _Server(config)
         socket = config.bind_socket()
+        socket.listen()  # from now on connections wait instead of being refused
         bound = "{}:{}".format(*socket.getsockname()[:2])
         self._task = asyncio.create_task(self._server.serve([socket]), name="ops")
         _log.info("Operations port listens on %s", bound, extra={"listener": "ops", "address": bound})
