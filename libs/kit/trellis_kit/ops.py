@@ -42,7 +42,13 @@ class OpsServer:
             return
         host, port = self._address.rsplit(":", 1)
         config = uvicorn.Config(
-            self._app, host=host.strip("[]"), port=int(port), log_config=None, access_log=False, lifespan="off"
+            self._app,
+            host=host.strip("[]"),
+            port=int(port),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            interface="asgi3",
         )
         self._server = _Server(config)
         socket = config.bind_socket()
