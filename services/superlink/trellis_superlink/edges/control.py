@@ -1,0 +1,277 @@
+"""Control (Flower 1.21-1.36) and Exec (1.20): what command lines ask."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from grpc import StatusCode
+from trellis_wire import config
+from trellis_wire.identity import parse_public_key, public_pem
+from trellis_wire.pb.edge import control_pb2, federation_pb2
+
+from trellis_superlink.core.errors import BadFab, NotFound
+from trellis_superlink.core.logs import LogEntry
+from trellis_superlink.core.principals import DEFAULT_FEDERATION, NO_ACCOUNT
+from trellis_superlink.core.service import Core
+from trellis_superlink.edges import convert
+from trellis_superlink.edges.errors import EdgeError
+from trellis_superlink.edges.rpc import Call, Drain, Handler, Service
+from trellis_superlink.edges.versions import DEFAULT_NAMES, UNNAMED_NEWER, Dialect, dialect
+from trellis_superlink.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOG_ITEM = 1024 * 1024
+"""Characters of log in one item of a stream."""
+FIRST_ITEM = 4 * LOG_ITEM
+"""Characters of log in the first item: `flwr log --show` prints that one only."""
+
+_NO_LOGIN = EdgeError(StatusCode.UNIMPLEMENTED, "ControlServicer initialized without account authentication", 19)
+
+# Methods of Control that are not served, by what they would need.
+_FEDERATIONS = "SuperLink does not support federation management."
+_UNSERVED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "CreateFederation",
+            "ArchiveFederation",
+            "AddNodeToFederation",
+            "RemoveNodeFromFederation",
+            "RemoveAccountFromFederation",
+            "CreateInvitation",
+            "ListInvitations",
+            "AcceptInvitation",
+            "RejectInvitation",
+            "RevokeInvitation",
+            "SetFederationIcon",
+        ),
+        _FEDERATIONS,
+    ),
+    "ConfigureSimulationFederation": "This SuperLink runs real federations only, no simulations.",
+    "StreamRunEvents": "This SuperLink has no run events; `flwr log` shows what a run prints.",
+    **dict.fromkeys(
+        ("ListRunSeries", "GetRunSeries", "ListRunSeriesEvents", "UpdateRunSeriesDescription"),
+        "This SuperLink keeps no run series; `flwr ls` lists its runs.",
+    ),
+    **dict.fromkeys(("StartAutomation", "ListAutomations", "StopAutomation"), "This SuperLink has no automations."),
+    **dict.fromkeys(
+        ("ListConnectors", "DisconnectConnector", "BeginConnectorOAuth", "CompleteConnectorOAuth"),
+        "This SuperLink has no connectors.",
+    ),
+    **dict.fromkeys(
+        ("ListApps", "AddApp", "RemoveApp", "ListAppAssociations"),
+        "This SuperLink keeps no catalogue of apps; give `flwr run` the app's directory.",
+    ),
+    "RefreshAuthTokens": "ControlServicer initialized without account authentication",
+}
+
+
+class Control:
+    """The rpcs of Control. Without login there is one account, as on stock."""
+
+    def __init__(self, core: Core, drain: Drain, metrics: Metrics) -> None:
+        self._core = core
+        self._drain = drain
+        self._metrics = metrics
+
+    def services(self) -> tuple[Service, ...]:
+        """Control, and Exec with the methods that it had."""
+        shared: dict[str, Handler] = {
+            "StartRun": self.start_run,
+            "StopRun": self.stop_run,
+            "StreamLogs": self.stream_logs,
+            "ListRuns": self.list_runs,
+            "GetLoginDetails": self.no_login,
+            "GetAuthTokens": self.no_login,
+        }
+        control = {
+            **shared,
+            "PullArtifacts": self.pull_artifacts,
+            "RegisterNode": self.register_node,
+            "UnregisterNode": self.unregister_node,
+            "ListNodes": self.list_nodes,
+            "ListFederations": self.list_federations,
+            "ShowFederation": self.show_federation,
+        }
+        return (
+            Service("flwr.proto.Control", "control", control, unserved=_unserved, details=_details),
+            Service("flwr.proto.Exec", "control", shared, unserved=_unserved, details=_details),
+        )
+
+    # ---- runs ------------------------------------------------------------------------------------------------------
+
+    async def start_run(self, call: Call) -> None:
+        request = await call.request(control_pb2.StartRunRequest)
+        _require_federation(request.federation)
+        if not request.fab.content:
+            what = f"The app {request.app_spec!r} would come from Flower Hub" if request.app_spec else "No app was sent"
+            raise EdgeError(StatusCode.FAILED_PRECONDITION, f"{what}; give `flwr run` the app's directory.", 33)
+        if request.fab.hash_str and request.fab.hash_str != hashlib.sha256(request.fab.content).hexdigest():
+            raise BadFab("The app was altered on its way: its hash is not the one that was sent with it.")
+        run = await self._core.runs.start(
+            NO_ACCOUNT,
+            request.fab.content,
+            override_config=config.from_edge(request.override_config),
+            federation=DEFAULT_FEDERATION,
+        )
+        call.note(run_id=run.run_id)
+        _log.info("Run of %s %s submitted", run.fab_id, run.fab_version, extra={"client": call.client or None})
+        await call.send(control_pb2.StartRunResponse(run_id=run.run_id, federation=_speech(call).federation))
+
+    async def stop_run(self, call: Call) -> None:
+        request = await call.request(control_pb2.StopRunRequest)
+        call.note(run_id=request.run_id)
+        await _run_known(self._core.runs.stop(NO_ACCOUNT, request.run_id))
+        _log.info("Run stopped by the user")
+        await call.send(control_pb2.StopRunResponse(success=True))
+
+    async def list_runs(self, call: Call) -> None:
+        request = await call.request(control_pb2.ListRunsRequest)
+        if request.HasField("run_id"):
+            runs = [await _run_known(self._core.runs.get(NO_ACCOUNT, request.run_id))]
+        else:
+            limit = request.limit if request.HasField("limit") else None
+            runs = await self._core.runs.list(NO_ACCOUNT, limit=limit, skip=request.skip)
+        answer = control_pb2.ListRunsResponse(now=_now())
+        for run in runs:
+            answer.run_dict[run.run_id].CopyFrom(convert.run_to_edge(run, _speech(call).federation))
+        await call.send(answer)
+
+    async def stream_logs(self, call: Call) -> None:
+        """Open until the run has finished and all of its log was sent: a command line takes the end for that."""
+        request = await call.request(control_pb2.StreamLogsRequest)
+        call.note(run_id=request.run_id)
+        after = request.after_timestamp
+        gathered: list[LogEntry] = []
+        length = 0
+        while length < FIRST_ITEM:
+            batch = await _run_known(self._core.logs.read(NO_ACCOUNT, request.run_id, after=after))
+            if not batch:
+                break
+            gathered += batch
+            length += sum(len(entry.text) for entry in batch)
+            after = batch[-1].at
+        if gathered:
+            await call.send(_log_item(gathered))
+            gathered.clear()
+        with self._metrics.held("control"):
+            async for batch in self._drain.until(self._core.logs.follow(NO_ACCOUNT, request.run_id, after=after)):
+                for item in _slices(batch):
+                    await call.send(_log_item(item))
+
+    async def pull_artifacts(self, call: Call) -> None:
+        request = await call.request(control_pb2.PullArtifactsRequest)
+        call.note(run_id=request.run_id)
+        await _run_known(self._core.runs.get(NO_ACCOUNT, request.run_id))
+        raise EdgeError(StatusCode.UNIMPLEMENTED, "ControlServicer initialized without artifact provider", 20)
+
+    # ---- nodes -----------------------------------------------------------------------------------------------------
+
+    async def register_node(self, call: Call) -> None:
+        request = await call.request(control_pb2.RegisterNodeRequest)
+        key = public_pem(parse_public_key(request.public_key))
+        node_id = await self._core.nodes.enrol(NO_ACCOUNT, key, name=request.name, location=request.location)
+        _log.info("Node registered by an operator", extra={"node_id": node_id})
+        await call.send(control_pb2.RegisterNodeResponse(node_id=node_id))
+
+    async def unregister_node(self, call: Call) -> None:
+        request = await call.request(control_pb2.UnregisterNodeRequest)
+        call.note(node_id=request.node_id)
+        try:
+            await self._core.nodes.unregister(NO_ACCOUNT, request.node_id)
+        except NotFound as error:
+            raise EdgeError(StatusCode.NOT_FOUND, "Node ID not found for account", 24) from error
+        _log.info("Node unregistered by an operator")
+        await call.send(control_pb2.UnregisterNodeResponse())
+
+    async def list_nodes(self, call: Call) -> None:
+        await call.request(control_pb2.ListNodesRequest)
+        nodes = await self._core.nodes.list(NO_ACCOUNT)
+        await call.send(
+            control_pb2.ListNodesResponse(nodes_info=[convert.node_to_edge(node) for node in nodes], now=_now())
+        )
+
+    # ---- the one federation ----------------------------------------------------------------------------------------
+
+    async def list_federations(self, call: Call) -> None:
+        await call.request(control_pb2.ListFederationsRequest)
+        federation = federation_pb2.Federation(name=_speech(call).federation)
+        await call.send(control_pb2.ListFederationsResponse(federations=[federation]))
+
+    async def show_federation(self, call: Call) -> None:
+        request = await call.request(control_pb2.ShowFederationRequest)
+        _require_federation(request.federation_name)
+        speech = _speech(call)
+        if call.version is None and request.federation_name != DEFAULT_FEDERATION:
+            speech = dialect(UNNAMED_NEWER)
+        federation = federation_pb2.Federation(name=speech.federation)
+        if speech.federation_details:
+            member = federation_pb2.Member(
+                account=federation_pb2.Account(id=NO_ACCOUNT.id, name=NO_ACCOUNT.name), role="owner"
+            )
+            federation.members.append(member)
+            federation.nodes.extend(convert.node_to_edge(node) for node in await self._core.nodes.list(NO_ACCOUNT))
+            runs = await self._core.runs.list(NO_ACCOUNT)
+            federation.runs.extend(convert.run_to_edge(run, speech.federation) for run in runs)
+        await call.send(control_pb2.ShowFederationResponse(federation=federation, now=_now()))
+
+    # ---- login -----------------------------------------------------------------------------------------------------
+
+    async def no_login(self, call: Call) -> None:
+        await call.body()
+        raise _NO_LOGIN
+
+
+def _speech(call: Call) -> Dialect:
+    return dialect(call.version)
+
+
+def _details(call: Call, error: EdgeError) -> str:
+    return error.as_json() if error.code is not None and _speech(call).json_errors else error.text
+
+
+def _unserved(method: str) -> EdgeError:
+    text = _UNSERVED.get(method, f"This SuperLink does not serve {method}.")
+    return EdgeError(StatusCode.UNIMPLEMENTED, text, 1 if text == _FEDERATIONS else None)
+
+
+def _require_federation(name: str) -> None:
+    if name not in DEFAULT_NAMES:
+        raise EdgeError(StatusCode.FAILED_PRECONDITION, f"Federation '{name}' does not exist", 25)
+
+
+async def _run_known(work: Awaitable[T]) -> T:
+    """What the core answers about a run; an unknown one gets the words that command lines look for."""
+    try:
+        return await work
+    except NotFound as error:
+        raise EdgeError(StatusCode.NOT_FOUND, "Run ID not found", 16) from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _log_item(entries: list[LogEntry]) -> control_pb2.StreamLogsResponse:
+    return control_pb2.StreamLogsResponse(
+        log_output="".join(entry.text for entry in entries), latest_timestamp=entries[-1].at
+    )
+
+
+def _slices(entries: list[LogEntry]) -> list[list[LogEntry]]:
+    """Entries in groups of about LOG_ITEM characters at most."""
+    groups: list[list[LogEntry]] = [[]]
+    length = 0
+    for entry in entries:
+        if groups[-1] and length + len(entry.text) > LOG_ITEM:
+            groups.append([])
+            length = 0
+        groups[-1].append(entry)
+        length += len(entry.text)
+    return [group for group in groups if group]

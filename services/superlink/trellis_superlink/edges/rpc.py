@@ -1,0 +1,255 @@
+"""One way of serving every rpc: raw bytes in and out, one error table, one log line, one set of metrics.
+
+All methods, unary ones too, are served as streams of bytes: on the wire there is no difference, and the handler runs
+before the request's body has been taken from the connection. So a body can wait (by HTTP/2 flow control) until there is
+memory for it, and a body that does not parse is answered by us, with INVALID_ARGUMENT and a log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc import StatusCode
+from trellis_kit import logs
+
+from trellis_superlink.edges.errors import ANSWERS, Answer, EdgeError, translate
+from trellis_superlink.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+PACKAGE_VERSION = "flwr-package-version"
+_COMPONENT_NAME = "flwr-component-name"
+
+# Ordinary answers of a working network; everything else that is refused is worth a warning.
+_QUIET = frozenset(
+    {StatusCode.NOT_FOUND, StatusCode.PERMISSION_DENIED, StatusCode.UNAVAILABLE, StatusCode.UNIMPLEMENTED}
+)
+
+
+class Drain:
+    """The end of the service as the held calls see it."""
+
+    def __init__(self) -> None:
+        self._begun = asyncio.Event()
+
+    def begin(self) -> None:
+        """From now on nothing is held any more."""
+        self._begun.set()
+
+    @property
+    def begun(self) -> bool:
+        return self._begun.is_set()
+
+    async def race(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of `work`, or None when the service ends first (`work` is cancelled then)."""
+        task = asyncio.create_task(work)
+        end = asyncio.create_task(self._begun.wait())
+        try:
+            await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            return None
+        finally:
+            end.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def until(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
+        """The items; ends with UNAVAILABLE when the service does, so that the peer connects again."""
+
+        async def following() -> tuple[T] | tuple[()]:
+            try:
+                return (await anext(items),)
+            except StopAsyncIteration:
+                return ()
+
+        while True:
+            item = await self.race(following())
+            if item is None:
+                raise EdgeError(StatusCode.UNAVAILABLE, "The SuperLink stops; connect again.")
+            if not item:
+                return
+            yield item[0]
+
+
+class Call:
+    """One rpc under way: who calls, what it sends, what it gets."""
+
+    def __init__(self, context: Any, surface: str, method: str, ids: contextlib.ExitStack) -> None:
+        self._context = context
+        self._stack = ids
+        self.surface = surface
+        self.method = method
+        self.peer = str(context.peer())
+        self.metadata: tuple[tuple[str, str | bytes], ...] = tuple(context.invocation_metadata() or ())
+        self._headers = dict(self.metadata)
+        self.request_id = secrets.token_hex(6)
+        self.received = 0
+        self.sent = 0
+        self.note(request_id=self.request_id, peer=self.peer)
+
+    def header(self, name: str) -> str:
+        """A text header, or "" where the peer sent none."""
+        value = self._headers.get(name, "")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """Major and minor of the caller's flwr; None where it does not say (before 1.30)."""
+        major, _, rest = self.header(PACKAGE_VERSION).partition(".")
+        minor = rest.partition(".")[0]
+        return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+    @property
+    def client(self) -> str:
+        """The caller's program and version as it says, for the log."""
+        return f"{self.header(_COMPONENT_NAME)} {self.header(PACKAGE_VERSION)}".strip()
+
+    def note(self, **ids: object) -> None:
+        """Put ids into each log line of this call from now on."""
+        self._stack.enter_context(logs.bound(**ids))
+
+    async def read(self) -> bytes | None:
+        """The next message as it came, None at the end of the stream."""
+        data = await self._context.read()
+        if not isinstance(data, bytes):  # grpc.aio's EOF object
+            return None
+        self.received += len(data)
+        return data
+
+    async def body(self) -> bytes:
+        """The one message of a unary call."""
+        data = await self.read()
+        if data is None:  # the caller went away, or grpc refused the size and has answered already
+            raise EdgeError(
+                StatusCode.INVALID_ARGUMENT, f"{self.method} came without a message, or with one too large."
+            )
+        return data
+
+    async def request(self, kind: type[M]) -> M:
+        """The one message of a unary call, decoded."""
+        return self.decode(kind, await self.body())
+
+    def decode(self, kind: type[M], data: bytes) -> M:
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            raise malformed(kind.__name__, len(data)) from error
+
+    async def send(self, answer: Message | bytes) -> None:
+        """Returns once the bytes are on their way, that is: not earlier than the peer has room for them."""
+        data = answer if isinstance(answer, bytes) else answer.SerializeToString()
+        self.sent += len(data)
+        await self._context.write(data)
+
+    async def announce(self, *metadata: tuple[str, str]) -> None:
+        """Initial metadata."""
+        await self._context.send_initial_metadata(metadata)
+
+
+def malformed(kind: str, size: int) -> EdgeError:
+    """What a peer is told whose bytes are not the message that the rpc takes."""
+    return EdgeError(StatusCode.INVALID_ARGUMENT, f"The {size} bytes sent are no {kind}: malformed or cut off.")
+
+
+Handler = Callable[[Call], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A gRPC service of ours: its handlers, and how it answers what goes wrong.
+
+    `unserved` says why a method of this service is not there. `unexpected` is the status after an error of ours;
+    `plain` turns an error into details (command lines of some releases want JSON).
+    """
+
+    name: str
+    label: str
+    handlers: Mapping[str, Handler]
+    unserved: Callable[[str], EdgeError]
+    answers: Mapping[type[Exception], Answer] = field(default_factory=lambda: ANSWERS)
+    unexpected: Callable[[str], StatusCode] = lambda _method: StatusCode.INTERNAL
+    details: Callable[[Call, EdgeError], str] = lambda _call, error: error.text
+
+
+class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Leads each call of one or more services to its handler."""
+
+    def __init__(self, services: tuple[Service, ...], metrics: Metrics) -> None:
+        self._services = {service.name: service for service in services}
+        self._metrics = metrics
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        name, _, method = handler_call_details.method.lstrip("/").partition("/")
+        service = self._services.get(name)
+        if service is None:
+            return None
+        handler = service.handlers.get(method)
+        if handler is None:
+
+            async def absent(_call: Call) -> None:
+                raise service.unserved(method)
+
+            handler = absent
+        served = handler
+
+        async def behaviour(_requests: object, context: Any) -> None:
+            await self._serve(service, method, served, context)
+
+        return grpc.stream_stream_rpc_method_handler(behaviour)
+
+    async def _serve(self, service: Service, method: str, handler: Handler, context: Any) -> None:
+        started = time.monotonic()
+        status = StatusCode.OK
+        with contextlib.ExitStack() as ids:
+            call = Call(context, service.label, method, ids)
+            known = method in service.handlers
+            try:
+                await handler(call)
+            except asyncio.CancelledError:
+                status = StatusCode.CANCELLED
+                raise
+            except Exception as error:
+                problem = translate(error, service.answers)
+                if problem is None:
+                    problem = EdgeError(
+                        service.unexpected(method), f"Internal error; the log has it under {call.request_id}."
+                    )
+                    _log.exception("%s failed", method)
+                else:
+                    level = logging.INFO if problem.status in _QUIET else logging.WARNING
+                    _log.log(
+                        level,
+                        "%s refused: %s",
+                        method,
+                        problem.text,
+                        extra={"surface": service.label, "status": problem.status.name, "client": call.client or None},
+                    )
+                status = problem.status
+                await context.abort(problem.status, service.details(call, problem))
+            finally:
+                seconds = time.monotonic() - started
+                self._metrics.call(service.label, method if known else "unknown", status.name, call.received, call.sent)
+                _log.debug(
+                    "%s",
+                    method,
+                    extra={
+                        "surface": service.label,
+                        "status": status.name,
+                        "seconds": round(seconds, 4),
+                        "client": call.client or None,
+                    },
+                )

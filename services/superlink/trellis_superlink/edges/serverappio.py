@@ -1,0 +1,276 @@
+"""ServerAppIO of the interior protocol: executors attend, are handed runs, and speak for them with the run's token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from grpc import StatusCode
+from trellis_wire.objects import ObjectError
+from trellis_wire.pb.appio import appio_pb2
+
+from trellis_superlink.core.executors import Attendance, Drop, Hello, Order, Stop, Work
+from trellis_superlink.core.logs import LogLine
+from trellis_superlink.core.principals import SUPERLINK_NODE_ID, Principal
+from trellis_superlink.core.runs import Outcome
+from trellis_superlink.core.service import Core
+from trellis_superlink.edges import convert
+from trellis_superlink.edges.credentials import CredentialProvider, identify
+from trellis_superlink.edges.errors import EdgeError
+from trellis_superlink.edges.rpc import Call, Drain, Service
+from trellis_superlink.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "trellis.appio.v1.ServerAppIO"
+TOKEN = "trellis-token"
+MAX_REQUEST = 32 * 1024 * 1024
+"""Bytes of one request: many small messages may be pushed at once; objects come in parts of 1 MiB."""
+PART = 1024 * 1024
+
+SILENCE = 30.0
+"""Seconds without a report after which an executor's stream is ended; it sends `alive` every 5 s."""
+
+_OUTCOMES = {
+    appio_pb2.FinishRunRequest.COMPLETED: Outcome.COMPLETED,
+    appio_pb2.FinishRunRequest.FAILED: Outcome.FAILED,
+    appio_pb2.FinishRunRequest.STOPPED: Outcome.STOPPED,
+}
+
+
+class ServerAppIO:
+    """The rpcs of ServerAppIO."""
+
+    def __init__(self, core: Core, drain: Drain, metrics: Metrics, providers: Sequence[CredentialProvider]) -> None:
+        self._core = core
+        self._drain = drain
+        self._metrics = metrics
+        self._providers = providers
+
+    def service(self) -> Service:
+        return Service(
+            SERVICE,
+            "serverappio",
+            {
+                "Attend": self.attend,
+                "GetFab": self.get_fab,
+                "StartRunning": self.start_running,
+                "GetNodes": self.get_nodes,
+                "PushMessages": self.push_messages,
+                "PushObjects": self.push_objects,
+                "StreamReplies": self.stream_replies,
+                "PullObjects": self.pull_objects,
+                "ConfirmReceived": self.confirm_received,
+                "PushLogs": self.push_logs,
+                "FinishRun": self.finish_run,
+            },
+            unserved=lambda method: EdgeError(StatusCode.UNIMPLEMENTED, f"ServerAppIO has no method {method!r}."),
+        )
+
+    async def _executor(self, call: Call) -> Principal:
+        token = call.header(TOKEN)
+        if not token:
+            raise EdgeError(StatusCode.UNAUTHENTICATED, f"The call carries no run token ({TOKEN}).")
+        who = await self._core.runs.authenticate(token)
+        call.note(run_id=who.run_id, executor_id=who.id)
+        return who
+
+    # ---- attending -------------------------------------------------------------------------------------------------
+
+    async def attend(self, call: Call) -> None:
+        """Open for as long as the executor is there; ends with UNAVAILABLE when the SuperLink stops."""
+        name = identify(self._providers, call)
+        first = await self._report(call)
+        if first is None or first.WhichOneof("report") != "hello":
+            raise EdgeError(StatusCode.INVALID_ARGUMENT, "The first report of an executor is its hello.")
+        hello = first.hello
+        if not hello.executor_id:
+            raise EdgeError(StatusCode.INVALID_ARGUMENT, "An executor's hello names its executor_id.")
+        call.note(executor_id=hello.executor_id)
+        attendance = await self._core.executors.attend(
+            Principal.executor(hello.executor_id, name),
+            Hello(
+                executor_id=hello.executor_id,
+                slots=hello.slots,
+                version=hello.version,
+                guest_flwr_version=hello.guest_flwr_version,
+                host=hello.host,
+                holding=tuple(hello.holding),
+            ),
+        )
+        _log.info(
+            "An executor attends",
+            extra={
+                "host": hello.host,
+                "slots": hello.slots,
+                "version": hello.version,
+                "guest_flwr": hello.guest_flwr_version,
+                "holding": len(hello.holding),
+            },
+        )
+        reports = asyncio.create_task(self._take_reports(call, attendance))
+        orders = asyncio.create_task(self._give_orders(call, attendance))
+        try:
+            with self._metrics.held("serverappio"):
+                done, _ = await asyncio.wait({reports, orders}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (reports, orders):
+                task.cancel()
+            await asyncio.wait({reports, orders})
+            attendance.leave()
+            _log.info("The executor's stream ended")
+
+    async def _report(self, call: Call) -> appio_pb2.ExecutorReport | None:
+        try:
+            async with asyncio.timeout(SILENCE):
+                data = await call.read()
+        except TimeoutError as error:
+            raise EdgeError(StatusCode.UNAVAILABLE, f"No sign of life for {SILENCE:g} s; connect again.") from error
+        return None if data is None else call.decode(appio_pb2.ExecutorReport, data)
+
+    async def _take_reports(self, call: Call, attendance: Attendance) -> None:
+        while (report := await self._report(call)) is not None:
+            match report.WhichOneof("report"):
+                case "free_slots":
+                    attendance.free_slots(report.free_slots)
+                case "handed_back":
+                    await attendance.handed_back(report.handed_back)
+                case "alive":
+                    attendance.alive()
+                case _:
+                    raise EdgeError(StatusCode.INVALID_ARGUMENT, "After its hello an executor sends no other hello.")
+
+    async def _give_orders(self, call: Call, attendance: Attendance) -> None:
+        await call.send(appio_pb2.Order(welcome=True))
+        async for order in self._drain.until(attendance.orders()):
+            if isinstance(order, Work):
+                _log.info("Run handed to the executor", extra={"run_id": order.run.run_id})
+            elif isinstance(order, Stop):
+                _log.info("The executor is told to end its run")
+            await call.send(_order(order))
+
+    # ---- about one run ---------------------------------------------------------------------------------------------
+
+    async def get_fab(self, call: Call) -> None:
+        who = await self._executor(call)
+        request = await call.request(appio_pb2.GetFabRequest)
+        fab = await self._core.runs.fab(who, request.fab_hash)
+        async with self._core.objects.budget.hold(len(fab.content)):
+            await call.send(appio_pb2.GetFabResponse(fab_hash=fab.fab_hash, content=fab.content))
+
+    async def start_running(self, call: Call) -> None:
+        who = await self._executor(call)
+        await call.request(appio_pb2.StartRunningRequest)
+        await self._core.runs.running(who)
+        _log.info("The run is running")
+        await call.send(appio_pb2.StartRunningResponse())
+
+    async def get_nodes(self, call: Call) -> None:
+        who = await self._executor(call)
+        await call.request(appio_pb2.GetNodesRequest)
+        nodes = await self._core.nodes.available(who)
+        await call.send(
+            appio_pb2.GetNodesResponse(
+                nodes=[appio_pb2.NodeRef(node_id=node.node_id, name=node.name) for node in nodes]
+            )
+        )
+
+    async def push_messages(self, call: Call) -> None:
+        """A parcel that is malformed is refused for itself; the others are taken."""
+        who = await self._executor(call)
+        request = await call.request(appio_pb2.PushMessagesRequest)
+        refusals = [""] * len(request.messages)
+        good: list[int] = []
+        parcels = []
+        for index, message in enumerate(request.messages):
+            try:
+                parcels.append(convert.parcel_from_appio(message))
+                good.append(index)
+            except ObjectError as error:
+                refusals[index] = str(error)
+        pushed = await self._core.mail.push_instructions(who, parcels)
+        for index, refusal in zip(good, pushed.refusals, strict=True):
+            refusals[index] = refusal
+        for refusal in filter(None, refusals):
+            _log.warning("Instruction not taken: %s", refusal)
+        self._metrics.messages("instruction_in", refusals.count(""))
+        await call.send(appio_pb2.PushMessagesResponse(refusals=refusals, missing_objects=pushed.missing))
+
+    async def push_objects(self, call: Call) -> None:
+        who = await self._executor(call)
+        receiver = self._core.objects.receive(who, who.run)
+        try:
+            while True:
+                # One part of this stream is in memory at a time; over all streams the budget counts them.
+                async with self._core.objects.budget.hold(PART):
+                    data = await call.read()
+                    if data is None:
+                        break
+                    part = call.decode(appio_pb2.ObjectPart, data)
+                    del data
+                    await receiver.part(part.object_id, part.offset, part.size, part.data)
+            stored = await receiver.finish()
+        except BaseException:
+            await receiver.abort()
+            raise
+        await call.send(appio_pb2.PushObjectsResponse(stored=stored))
+
+    async def stream_replies(self, call: Call) -> None:
+        who = await self._executor(call)
+        request = await call.request(appio_pb2.StreamRepliesRequest)
+        with self._metrics.held("serverappio"):
+            async for reply in self._drain.until(self._core.mail.replies(who, list(request.instruction_ids))):
+                self._metrics.messages("reply_out", 1)
+                await call.send(
+                    appio_pb2.Reply(instruction_id=reply.instruction_id, parcel=convert.parcel_to_appio(reply.parcel))
+                )
+
+    async def pull_objects(self, call: Call) -> None:
+        who = await self._executor(call)
+        request = await call.request(appio_pb2.PullObjectsRequest)
+        async for part in self._core.objects.stream(who, who.run, list(request.object_ids)):
+            await call.send(
+                appio_pb2.ObjectPart(
+                    object_id=part.object_id, offset=part.offset, size=part.size, data=bytes(part.data)
+                )
+            )
+
+    async def confirm_received(self, call: Call) -> None:
+        who = await self._executor(call)
+        request = await call.request(appio_pb2.ConfirmReceivedRequest)
+        await self._core.mail.confirm(who, list(request.message_ids))
+        await call.send(appio_pb2.ConfirmReceivedResponse())
+
+    async def push_logs(self, call: Call) -> None:
+        who = await self._executor(call)
+        request = await call.request(appio_pb2.PushLogsRequest)
+        lines = [LogLine(line.timestamp, line.level, line.text) for line in request.lines]
+        await self._core.logs.append(who, lines, request.sequence)
+        await call.send(appio_pb2.PushLogsResponse())
+
+    async def finish_run(self, call: Call) -> None:
+        who = await self._executor(call)
+        request = await call.request(appio_pb2.FinishRunRequest)
+        outcome = _OUTCOMES.get(request.outcome)
+        if outcome is None:
+            raise EdgeError(StatusCode.INVALID_ARGUMENT, "FinishRun names an outcome: completed, failed or stopped.")
+        state = convert.state_from_appio(request.state) if request.HasField("state") else None
+        missing = await self._core.runs.finish(who, outcome, request.reason, state=state)
+        if not missing:
+            _log.info("The run finished: %s", outcome.value, extra={"reason": request.reason or None})
+        await call.send(appio_pb2.FinishRunResponse(missing_objects=missing))
+
+
+def _order(order: Order) -> appio_pb2.Order:
+    match order:
+        case Work():
+            state = None if order.state is None else convert.state_to_appio(order.state)
+            run = convert.run_to_appio(order.run, SUPERLINK_NODE_ID)
+            return appio_pb2.Order(work=appio_pb2.Work(token=order.token, run=run, state=state))
+        case Stop():
+            return appio_pb2.Order(stop=order.token)
+        case Drop():
+            return appio_pb2.Order(drop=order.token)

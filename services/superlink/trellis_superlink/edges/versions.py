@@ -1,0 +1,46 @@
+"""What command lines of different releases want differently; the one place where Control looks at a version.
+
+Command lines from 1.30 on say their version (`flwr-package-version`). Those before are taken as one: what tells them
+apart in `NodeInfo` and `Federation` (WIRE.md 1.4) cannot be seen in their requests, except that 1.24-1.25 ask for the
+federation "default".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trellis_superlink.core.principals import DEFAULT_FEDERATION
+
+DEFAULT_NAMES = frozenset({"", DEFAULT_FEDERATION, "@none/default"})
+"""What the releases call the one federation of a SuperLink without federation management (WIRE.md 3.3)."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """`since`: first release (major, minor) that speaks so."""
+
+    since: tuple[int, int]
+    federation: str  # the default federation's name in answers
+    json_errors: bool  # whether error details may be JSON with a code
+    federation_details: bool  # whether Federation has the layout of 1.27 on
+
+
+# Newest first.
+DIALECTS: Sequence[Dialect] = (
+    Dialect((1, 33), "@none/default", json_errors=True, federation_details=True),
+    Dialect((1, 27), "@none/default", json_errors=False, federation_details=True),
+    Dialect((1, 21), DEFAULT_FEDERATION, json_errors=False, federation_details=False),
+)
+
+UNNAMED = (1, 24)
+"""What a command line without a version is taken for."""
+
+UNNAMED_NEWER = (1, 27)
+"""What it is taken for when it asks for a federation by a name that 1.24-1.25 do not have."""
+
+
+def dialect(version: tuple[int, int] | None) -> Dialect:
+    """The dialect of a release."""
+    wanted = version or UNNAMED
+    return next((one for one in DIALECTS if one.since <= wanted), DIALECTS[-1])

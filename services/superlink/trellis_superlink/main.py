@@ -1,0 +1,183 @@
+"""The SuperLink's program: settings in, core and surfaces up, orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from trellis_kit import logs
+from trellis_kit.grpc_server import GrpcServer
+from trellis_kit.isolation import Isolation, SubprocessIsolation
+from trellis_kit.lifecycle import Fatal, Stop, run_service
+from trellis_kit.ops import OpsServer
+from trellis_kit.processes import make_non_dumpable
+from trellis_kit.settings import load, split_address
+from trellis_kit.tls import server_tls
+
+from trellis_superlink import memory
+from trellis_superlink.core.service import Core, CoreConfig
+from trellis_superlink.edges import stock_appio
+from trellis_superlink.edges.control import Control
+from trellis_superlink.edges.credentials import Anybody, CredentialProvider, JoinToken
+from trellis_superlink.edges.fleet import Fleet, adapter_service
+from trellis_superlink.edges.rpc import Drain, Router, Service
+from trellis_superlink.edges.serverappio import ServerAppIO
+from trellis_superlink.metrics import Metrics
+from trellis_superlink.settings import STOCK_FLAGS, SuperLinkSettings
+
+_log = logging.getLogger(__name__)
+
+PROG = "trellis-superlink"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class SuperLink:
+    """All of one SuperLink process: `start`, then `stop`."""
+
+    def __init__(self, settings: SuperLinkSettings, core: Core) -> None:
+        self.settings = settings
+        self.core = core
+        self.drain = Drain()
+        self.metrics = Metrics()
+        tls = server_tls(
+            insecure=settings.insecure,
+            certfile=settings.ssl_certfile,
+            keyfile=settings.ssl_keyfile,
+            client_ca=None,
+            flags="--ssl-certfile and --ssl-keyfile",
+        )
+        fleet = Fleet(core, self.drain, self.metrics)
+        control = Control(core, self.drain, self.metrics)
+        appio = ServerAppIO(core, self.drain, self.metrics, self._providers())
+        self.appio = self._server(
+            "serverappio", settings.serverappio_api_address, None, (appio.service(), *stock_appio.services())
+        )
+        self.fleet = self._server("fleet", settings.fleet_api_address, tls, (fleet.service(), adapter_service()))
+        self.control = self._server("control", settings.control_api_address, tls, control.services())
+        self._servers = [self.appio, self.fleet, self.control]
+        if settings.health_server_address is not None:
+            self._servers.append(GrpcServer("health", settings.health_server_address, None))
+        self.ops = OpsServer(settings.ops_address, self._ready, self.metrics.registry)
+        self._isolation: Isolation | None = None
+
+    def _server(self, name: str, address: str, tls: object, services: tuple[Service, ...]) -> GrpcServer:
+        server = GrpcServer(name, address, tls)  # type: ignore[arg-type]
+        server.server.add_generic_rpc_handlers((Router(services, self.metrics),))
+        return server
+
+    def _providers(self) -> Sequence[CredentialProvider]:
+        if self.settings.join_token:
+            return [JoinToken(self.settings.join_token)]
+        host, _ = split_address(self.settings.serverappio_api_address)
+        if host not in _LOOPBACK:
+            _log.warning(
+                "Whoever reaches %s may attend as an executor; set --join-token-file to ask for a secret",
+                self.settings.serverappio_api_address,
+            )
+        return [Anybody()]
+
+    async def _ready(self) -> str | None:
+        if self.drain.begun:
+            return "The SuperLink stops."
+        return await self.core.problem()
+
+    async def start(self) -> None:
+        """Ports open one after the other; the executor comes last."""
+        for server in self._servers:
+            await server.start()
+        await self.ops.start()
+        if self.settings.isolation == "subprocess":
+            self._isolation = SubprocessIsolation(self._executor)
+            await self._isolation.start()
+
+    def _executor(self) -> Sequence[str]:
+        """The executor that the SuperLink starts itself."""
+        argv = ["trellis-serverapp", "--insecure", "--serverappio-api-address", _reachable(self.appio.bound)]
+        return [*argv, "--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
+
+    async def watch(self) -> None:
+        """Keeps the gauges; ends with its task."""
+        while True:
+            await self._gauge()
+            await asyncio.sleep(5)
+
+    async def _gauge(self) -> None:
+        counts = await self.core.counts()
+        for status, count in counts.runs.items():
+            self.metrics.runs.labels(status).set(count)
+        self.metrics.nodes_online.set(counts.nodes_online)
+        self.metrics.executors.set(len(self.core.executors.attending()))
+
+    async def stop(self, grace: float) -> None:
+        """Held calls are answered, streams told to come again, transfers may finish within `grace` seconds."""
+        self.drain.begin()
+        if self._isolation is not None:
+            await self._isolation.stop(grace)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        await self.ops.stop()
+
+
+def _reachable(bound: str) -> str:
+    """An address to connect to on this machine for one that was listened on."""
+    host, port = split_address(bound)
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def core_config(settings: SuperLinkSettings) -> CoreConfig:
+    """What the operator decided, in the core's words."""
+    return CoreConfig(
+        database=settings.database_path,
+        storage_dir=settings.storage_dir,
+        retention=settings.retention,
+        open_registration=not settings.enable_supernode_auth,
+        executor_hint=(
+            "Start one: trellis-serverapp --insecure --serverappio-api-address "
+            f"{_reachable(settings.serverappio_api_address)} (image trellis/serverapp)"
+        ),
+    )
+
+
+async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
+    """One SuperLink from its start to its end."""
+    core = await Core.open(core_config(settings))
+    try:
+        link = SuperLink(settings, core)
+        await link.start()
+        gauges = asyncio.create_task(link.watch())
+        _log.info("The SuperLink is ready")
+        try:
+            await stop.wait()
+        finally:
+            gauges.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gauges
+            await link.stop(max(0.5, stop.remaining() - 1.0))
+    finally:
+        await core.close()
+    _log.info("The SuperLink ended in order")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `trellis-superlink`."""
+    settings = load(SuperLinkSettings, prog=PROG, argv=argv, stock_flags=STOCK_FLAGS)
+    logs.setup("superlink", level=settings.log_level, format=settings.log_format)
+    memory.tune()
+    if settings.join_token:
+        make_non_dumpable()
+
+    async def run(stop: Stop) -> None:
+        await serve(settings, stop)
+
+    sys.exit(run_service(run, grace=settings.grace))
+
+
+__all__ = ["Fatal", "SuperLink", "main", "serve"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The SuperLink's settings, and the flags of Flower's own program that mean nothing here."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from trellis_kit.settings import Address, Seconds, Settings, StockFlag
+
+TEMPORARY_DATABASES = frozenset({":memory:", ":flwr-in-memory:", ":flwr-in-memory-state:", ""})
+
+
+class SuperLinkSettings(Settings):
+    """The SuperLink: takes runs from command lines, hands messages to SuperNodes and runs to ServerApp executors."""
+
+    insecure: bool = Field(False, description="Serve Fleet and Control without TLS")
+    ssl_certfile: Path | None = Field(None, description="Certificate chain (PEM) for Fleet and Control")
+    ssl_keyfile: Path | None = Field(None, description="Private key (PEM) of the certificate")
+    ssl_ca_certfile: Path | None = Field(
+        None, description="The CA certificate that peers trust; accepted as on stock, the server itself needs it not"
+    )
+
+    serverappio_api_address: Address = Field("0.0.0.0:9091", description="Where ServerApp executors connect")
+    fleet_api_address: Address = Field("0.0.0.0:9092", description="Where SuperNodes connect")
+    control_api_address: Address = Field(
+        "0.0.0.0:9093",
+        description="Where command lines connect",
+        json_schema_extra={"flags": ["--exec-api-address"]},
+    )
+    health_server_address: Address | None = Field(
+        None, description="A port of its own for gRPC health checks; each other port answers them too"
+    )
+    ops_address: Address | None = Field(None, description="Where /livez, /readyz and /metrics are served over HTTP")
+
+    database: str = Field(
+        ":memory:",
+        description="Path of the SQLite database; :memory: keeps everything in files that go with the process",
+    )
+    storage_dir: Path | None = Field(None, description="Folder for large objects (beside the database if not given)")
+    retention: Seconds | None = Field(None, description="Finished runs older than this are pruned, for example 30d")
+
+    enable_supernode_auth: bool = Field(
+        False, description="Only SuperNodes whose key an operator registered (flwr supernode register) may join"
+    )
+    join_token: str | None = Field(
+        None, description="File with the secret that executors must show", json_schema_extra={"secret": True}
+    )
+
+    isolation: Literal["process", "subprocess"] = Field(
+        "process", description="Whether executors are started by others or by the SuperLink itself"
+    )
+    guest_python: Path | None = Field(
+        None, description="Interpreter that hosts the apps, with subprocess isolation (default: the python on PATH)"
+    )
+    grace: Seconds = Field(20.0, description="Time to end in order after SIGTERM")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged at least")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="JSON lines, text, or by whether it is a terminal"
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @property
+    def database_path(self) -> Path | None:
+        """None: temporary."""
+        return None if self.database in TEMPORARY_DATABASES else Path(self.database)
+
+    @property
+    def guest(self) -> str:
+        """The interpreter for apps."""
+        return str(self.guest_python) if self.guest_python else shutil.which("python") or sys.executable
+
+
+def _valued(*names: str, note: str) -> StockFlag:
+    return StockFlag(names, takes_value=True, note=note)
+
+
+def _switch(*names: str, note: str) -> StockFlag:
+    return StockFlag(names, takes_value=False, note=note)
+
+
+_EXECUTORS = "executors connect by themselves here; see --isolation."
+_DEPENDENCIES = "apps run in the environment of their executor; nothing is installed at run time."
+_LOG_FILE = "logs go to stderr; let the platform keep them."
+
+STOCK_FLAGS = (
+    _valued("--flwr-dir", note="FABs are kept in the database."),
+    _valued("--auth-list-public-keys", note="use --enable-supernode-auth and `flwr supernode register`."),
+    _valued("--auth-superlink-private-key", note="SuperNodes sign with their own key only, as from Flower 1.20 on."),
+    _valued("--auth-superlink-public-key", note="SuperNodes sign with their own key only, as from Flower 1.20 on."),
+    _valued("--fleet-api-type", note="Fleet is served over gRPC request-response (grpc-rere)."),
+    _valued("--fleet-api-num-workers", note="one process serves all SuperNodes."),
+    _valued("--executor", note=_EXECUTORS),
+    _valued("--executor-dir", note=_EXECUTORS),
+    _valued("--executor-config", note=_EXECUTORS),
+    _valued("--simulationio-api-address", note="there are no simulations here."),
+    _switch("--simulation", note="there are no simulations here."),
+    _switch("--disable-runtime-dependency-installation", note=_DEPENDENCIES),
+    _switch("--allow-runtime-dependency-installation", note=_DEPENDENCIES),
+    _valued("--log-file", note=_LOG_FILE),
+    _valued("--log-rotation-interval-hours", note=_LOG_FILE),
+    _valued("--log-rotation-backup-count", note=_LOG_FILE),
+    _valued("--superexec-auth-secret-file", note="executors show the token of --join-token-file."),
+    _valued("--host", note="the HTTP edge is not served yet; gRPC ports are set by --fleet-api-address and the like."),
+    _valued("--port", note="the HTTP edge is not served yet; gRPC ports are set by --fleet-api-address and the like."),
+    _switch("--enable-http-api", note="the HTTP edge is not served yet."),
+    _switch("--disable-grpc-api", note="gRPC is what is served here."),
+)
