@@ -6,6 +6,7 @@ or none when it carries an error. So the id of a message is the SHA-256 of its M
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
@@ -124,14 +125,18 @@ def decode_message_object(content: Buffer) -> tuple[Metadata, MessageError | Non
     """Metadata (with the message's id), error and RecordDict id of a Message object; ObjectError if it is none."""
     head = parse_head(content, len(content))
     if head.type_name != "Message":
-        raise ObjectError(f"The root of a message is a {head.type_name} object, not a Message.")
+        raise ObjectError(f"The root of a message is a {head.type_name} object; send a Message object there.")
     try:
         proto = message_pb2.Message.FromString(bytes(content[head.head_length :]))
     except DecodeError as error:
-        raise ObjectError("The Message object's body is not a Flower message.") from error
+        raise ObjectError(
+            "The Message object's body is not a Flower message; send it as Flower 1.20-1.42 encodes it."
+        ) from error
     has_error = proto.HasField("error")
+    if proto.HasField("content") or proto.metadata.message_id:
+        raise ObjectError("The Message object's body holds a content or an id; both belong outside of it.")
     if len(head.children) != (0 if has_error else 1):
-        raise ObjectError("A message has exactly one of content and error.")
+        raise ObjectError("A message has exactly one of content and error; send one of them.")
     metadata = replace(Metadata.from_edge(proto.metadata), message_id=object_id(content))
     return (
         metadata,
@@ -168,7 +173,7 @@ def metadata_problem(metadata: Metadata, *, now: float) -> str | None:
         return "The message has no id."
     if not metadata.created_at >= EARLIEST_CREATED_AT:
         return "The message claims to be from before 28 February 2025; is the sender's clock right?"
-    if not metadata.ttl > 0:
+    if not math.isfinite(metadata.created_at) or not math.isfinite(metadata.ttl) or not metadata.ttl > 0:
         return "The message's time to live is not positive."
     if not metadata.expires_at > now:
         return "The message has expired."

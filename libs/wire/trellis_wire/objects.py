@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final
 
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import message_pb2
 
-type_alias = bytes | bytearray | memoryview
-Buffer = type_alias
+Buffer = bytes | bytearray | memoryview
 
-OBJECT_TYPES = frozenset(
+OBJECT_TYPES: Final = frozenset(
     {"ArrayChunk", "Array", "ArrayRecord", "MetricRecord", "ConfigRecord", "RecordDict", "Message"}
 )
-LEAF_TYPES = frozenset({"ArrayChunk", "MetricRecord", "ConfigRecord"})
+LEAF_TYPES: Final = frozenset({"ArrayChunk", "MetricRecord", "ConfigRecord"})
 
-# A head of this size names 64,000 children: an array of 320 GB in 5 MiB chunks.
-MAX_HEAD_BYTES = 4 * 1024 * 1024
-MAX_TREE_DEPTH = 8  # Flower's own trees are five deep
-MAX_TREE_NODES = 262_144
+MAX_HEAD_BYTES: Final = 4 * 1024 * 1024
+"""Enough to name 64,000 children: an array of 320 GB in 5 MiB chunks."""
+MAX_TREE_DEPTH: Final = 8
+"""Levels; Flower's own trees have five."""
+MAX_TREE_NODES: Final = 262_144
 
 _DIVIDER = 0
 _HEAD = re.compile(
@@ -70,18 +70,18 @@ class ObjectSource:
         return len(self.head) + len(self.body)
 
     def content(self) -> bytes:
-        """The whole object as one copy; for objects known to be small."""
+        """The whole object in one copy; for objects known to be small."""
         return b"".join((self.head, self.body))
 
     def parts(self, size: int) -> Iterator[Buffer]:
-        """The content in pieces of `size` bytes (the last one shorter), copying no more than the first of them."""
-        first = max(size - len(self.head), 0)
-        with memoryview(self.body) as body:
-            start = b"".join((self.head, body[:first]))
-            for offset in range(0, len(start), size):
-                yield start[offset : offset + size]
-            for offset in range(first, len(body), size):
-                yield body[offset : offset + size]
+        """The content in parts of `size` bytes, the last one shorter: the first is a copy, the others are views."""
+        taken = max(size - len(self.head), 0)
+        body = memoryview(self.body)
+        first = b"".join((self.head, body[:taken]))
+        for start in range(0, len(first), size):
+            yield first[start : start + size]
+        for start in range(taken, len(body), size):
+            yield body[start : start + size]
 
 
 def encode_head(type_name: str, children: Sequence[str], body_length: int) -> bytes:
@@ -112,11 +112,7 @@ def parse_head(prefix: Buffer, total: int) -> ObjectHead:
 
     Raises ObjectError when there is no head in the first MAX_HEAD_BYTES, or one that contradicts `total`.
     """
-    divider = (
-        bytes(prefix[:MAX_HEAD_BYTES]).find(_DIVIDER)
-        if not isinstance(prefix, bytes)
-        else prefix.find(_DIVIDER, 0, MAX_HEAD_BYTES)
-    )
+    divider = _find_divider(prefix)
     if divider < 0:
         raise ObjectError("The object has no head: no zero byte ends it; send it again as head, zero byte and body.")
     match = _HEAD.fullmatch(bytes(prefix[:divider]))
@@ -135,6 +131,12 @@ def parse_head(prefix: Buffer, total: int) -> ObjectHead:
             "send the whole object."
         )
     return head
+
+
+def _find_divider(prefix: Buffer) -> int:
+    """Where the head ends; nearly all heads are short, so that little is copied to search in."""
+    found = bytes(prefix[:4096]).find(_DIVIDER)
+    return found if found >= 0 else bytes(prefix[:MAX_HEAD_BYTES]).find(_DIVIDER)
 
 
 def verify_object(expected_id: str, content: Buffer) -> ObjectHead:
@@ -169,8 +171,9 @@ class PartVerifier:
             raise ObjectError(f"The object {self.object_id} is larger than the {self.size} bytes announced for it.")
         self._digest.update(part)
         if self.head is None:
-            self._prefix += part[: MAX_HEAD_BYTES - len(self._prefix)]
-            if _DIVIDER in self._prefix or len(self._prefix) >= min(MAX_HEAD_BYTES, self.size):
+            start = bytes(part[: MAX_HEAD_BYTES - len(self._prefix)])
+            self._prefix += start
+            if _DIVIDER in start or len(self._prefix) >= min(MAX_HEAD_BYTES, self.size):
                 self.head = parse_head(self._prefix, self.size)
                 self._prefix.clear()
 
@@ -181,8 +184,8 @@ class PartVerifier:
                 f"The object {self.object_id} ended after {self.received} of {self.size} bytes; send it all."
             )
         _require_id(self.object_id, self._digest.hexdigest())
-        if self.head is None:  # an empty object
-            raise ObjectError(f"The object {self.object_id} is empty.")
+        if self.head is None:
+            raise ObjectError(f"The object {self.object_id} is empty; send it as head, zero byte and body.")
         return self.head
 
 
@@ -218,40 +221,14 @@ class Tree:
         return found
 
     @classmethod
-    def from_edge(cls, tree: message_pb2.ObjectTree) -> Self:
+    def from_edge(cls, tree: message_pb2.ObjectTree) -> Tree:
         """Read Flower's form of a tree. Raises ObjectError when it is malformed, cyclic, too deep or too large."""
-        return cls._from_message(tree)
+        return _read_tree(tree)
 
     @classmethod
-    def from_appio(cls, tree: appio_pb2.Tree) -> Self:
+    def from_appio(cls, tree: appio_pb2.Tree) -> Tree:
         """Read the interior protocol's form of a tree. Raises ObjectError as from_edge does."""
-        return cls._from_message(tree)
-
-    @classmethod
-    def _from_message(cls, root: message_pb2.ObjectTree | appio_pb2.Tree) -> Self:
-        count = 0
-        known: dict[str, Tree] = {}
-
-        def read(message: message_pb2.ObjectTree | appio_pb2.Tree, above: tuple[str, ...]) -> Self:
-            nonlocal count
-            count += 1
-            oid = message.object_id
-            if count > MAX_TREE_NODES:
-                raise ObjectError(
-                    f"The object tree has more than {MAX_TREE_NODES} nodes; send larger or fewer objects."
-                )
-            if len(above) >= MAX_TREE_DEPTH:
-                raise ObjectError(f"The object tree is deeper than {MAX_TREE_DEPTH} levels, which no message needs.")
-            if not is_object_id(oid):
-                raise ObjectError("The object tree holds an id that is not 64 lowercase hex digits.")
-            if oid in above:
-                raise ObjectError(f"The object tree is cyclic: {oid} stands below itself.")
-            tree = cls(oid, tuple([read(child, (*above, oid)) for child in message.children]))
-            if known.setdefault(oid, tree) != tree:
-                raise ObjectError(f"The object tree gives {oid} different children in different places.")
-            return tree
-
-        return read(root, ())
+        return _read_tree(tree)
 
     def to_edge(self) -> message_pb2.ObjectTree:
         """Flower's form of this tree."""
@@ -264,6 +241,32 @@ class Tree:
         root = appio_pb2.Tree()
         _fill(root, self)
         return root
+
+
+def _read_tree(root: message_pb2.ObjectTree | appio_pb2.Tree) -> Tree:
+    count = 0
+    known: dict[str, Tree] = {}
+
+    def read(message: message_pb2.ObjectTree | appio_pb2.Tree, above: tuple[str, ...]) -> Tree:
+        nonlocal count
+        count += 1
+        oid = message.object_id
+        if count > MAX_TREE_NODES:
+            raise ObjectError(f"The object tree has more than {MAX_TREE_NODES:,} nodes; send fewer, larger objects.")
+        if len(above) >= MAX_TREE_DEPTH:
+            raise ObjectError(f"The object tree is deeper than {MAX_TREE_DEPTH} levels; no Flower message is.")
+        if not is_object_id(oid):
+            raise ObjectError("The object tree holds an id that is not 64 lowercase hex digits; send object ids.")
+        if oid in above:
+            raise ObjectError(f"The object tree is cyclic: {oid} stands below itself; send the objects' own tree.")
+        below = (*above, oid)
+        tree = Tree(oid, tuple([read(child, below) for child in message.children]))
+        first = known.setdefault(oid, tree)
+        if first != tree:
+            raise ObjectError(f"The object tree gives {oid} different children in two places; send its own ones.")
+        return first  # repetitions share one instance
+
+    return read(root, ())
 
 
 def _fill(message: message_pb2.ObjectTree | appio_pb2.Tree, tree: Tree) -> None:
@@ -289,8 +292,3 @@ def check_tree_against(tree: Tree, heads: Callable[[str], ObjectHead | None]) ->
         head = heads(oid)
         if head is not None:
             check_head(node, head)
-
-
-def total_size(sources: Iterable[ObjectSource]) -> int:
-    """Bytes of all objects together."""
-    return sum(source.size for source in sources)
