@@ -4,9 +4,46 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from trellis_superlink.core.parcels import INLINE_ANSWER, Parcel, Pushed
-from trellis_superlink.core.principals import Principal
+from sqlalchemy import Connection, insert, select, update
+from trellis_wire.messages import (
+    ErrorCode,
+    MessageError,
+    Metadata,
+    decode_message_object,
+    error_reply_to,
+    instruction_problem,
+    reply_problem,
+)
+from trellis_wire.objects import ObjectError, Tree, check_head, verify_object
+
+from trellis_superlink.core import trees
+from trellis_superlink.core.base import Ground
+from trellis_superlink.core.letters import (
+    COMPLETE,
+    INSTRUCTION,
+    Letters,
+    MailState,
+    Row,
+    error_of,
+    metadata_of,
+    run_going_on,
+    tops_of,
+    values_of,
+)
+from trellis_superlink.core.nodes import UNHEARD, Nodes
+from trellis_superlink.core.parcels import INLINE_ANSWER, INLINE_OBJECT, Parcel, Pushed
+from trellis_superlink.core.principals import SUPERLINK_NODE_ID, Principal
+from trellis_superlink.core.treecache import TreeCache
+from trellis_superlink.core.trees import Planting
+from trellis_superlink.store.database import Tx
+from trellis_superlink.store.signals import Listener, node_topic, replies_topic
+from trellis_superlink.store.tables import messages, objects
+
+MAX_DELIVERIES = 3
+"""How often an instruction is handed to its node before it is answered with error 8 (design.md 6)."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +52,135 @@ class Reply:
     parcel: Parcel
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a look at the database found for a node: `lost` too often, and what to hand out now."""
+
+    failed: Sequence[Row]
+    handed: Sequence[Row]
+
+
 class Mail:
+    def __init__(self, ground: Ground, letters: Letters, cache: TreeCache, nodes: Nodes) -> None:
+        self._ground = ground
+        self._letters = letters
+        self._cache = cache
+        self._nodes = nodes
+        self._held: dict[int, _Hold] = {}
+
+    @property
+    def held(self) -> int:
+        """How many calls wait for instructions now."""
+        return len(self._held)
+
+    # ---- pushing
+
     async def push_instructions(self, who: Principal, parcels: Sequence[Parcel]) -> Pushed:
-        """From the executor of a run. A message becomes deliverable once all its objects are here. RunOver."""
+        """From the executor of a run. A message becomes deliverable once all its objects are here; one to a node that
+        is offline is answered with error 5 at once. RunOver, BadObject, TryAgainLater."""
+        run_id = who.run
+        now = self._ground.clock()
+        refusals = [
+            _parcel_problem(parcel)
+            or instruction_problem(parcel.metadata, now=now)
+            or ("The message names another run." if parcel.metadata.run_id != run_id else "")
+            or ("" if self._nodes.knows(parcel.metadata.dst_node_id) else "The message goes to an unknown node.")
+            for parcel in parcels
+        ]
+        taken = [parcel for parcel, refusal in zip(parcels, refusals, strict=True) if not refusal]
+        away = {meta.dst_node_id for meta in (p.metadata for p in taken) if not self._nodes.online(meta.dst_node_id)}
+
+        def push(tx: Tx) -> list[str]:
+            run_going_on(tx.conn, run_id)
+            known = self._known(tx.conn, taken)
+            new = list({p.tree.object_id: p for p in taken if p.tree.object_id not in known}.values())
+            unreachable = [p for p in new if p.metadata.dst_node_id in away]
+            missing, rows = self._plant(tx, [(p, {}) for p in new if p.metadata.dst_node_id not in away], now)
+            self._letters.complete(tx, rows)
+            if unreachable:
+                tx.conn.execute(insert(messages), [values_of(p, now, state=MailState.FREED) for p in unreachable])
+                for row in self._rows(tx.conn, [p.tree.object_id for p in unreachable]):
+                    self._letters.answer_with_error(tx, row, ErrorCode.NODE_UNAVAILABLE, UNHEARD)
+            return self._still_missing(tx.conn, known.values(), missing)
+
+        missing = await self._ground.db.write(push) if taken else []
+        if taken:
+            self._letters.watch_expiry(min(parcel.metadata.expires_at for parcel in taken))
+        return Pushed(refusals, missing)
 
     async def push_reply(self, who: Principal, parcel: Parcel, *, runtime: float | None = None) -> Pushed:
         """From a node; `runtime` in seconds. The refusal says which rule of WIRE.md 2.7 it broke (stock nodes are not
-        told). The identical reply again is taken; a different second one is refused. RunOver."""
+        told). The identical reply again is taken; a different second one is refused, unless the first never became
+        complete: then it takes its place. RunOver, BadObject, TryAgainLater."""
+        node_id = who.node_id
+        meta = parcel.metadata
+        now = self._ground.clock()
+        self._nodes.heartbeat(who)
+        problem = _parcel_problem(parcel) or ("" if meta.src_node_id == node_id else "The reply names another sender.")
+        if problem:
+            return Pushed([problem], [])
+
+        def push(tx: Tx) -> Pushed:
+            known = self._known(tx.conn, [parcel])
+            if parcel.tree.object_id in known:
+                run_going_on(tx.conn, meta.run_id)
+                return Pushed([""], self._still_missing(tx.conn, known.values(), []))
+            found = tx.conn.execute(
+                select(messages).where(messages.c.message_id == meta.reply_to_message_id, INSTRUCTION)
+            ).first()
+            if found is None:
+                return Pushed(["The reply answers an instruction that does not exist."], [])
+            refusal = reply_problem(meta, metadata_of(found), now=now)
+            if refusal:
+                return Pushed([refusal], [])
+            run_going_on(tx.conn, meta.run_id)
+            first = tx.conn.execute(select(messages).where(messages.c.reply_to == found.message_id)).first()
+            if first is not None:
+                if first.arrival is not None:
+                    return Pushed(["The instruction was answered already."], [])
+                self._letters.drop(tx, first.message_id)
+            missing, rows = self._plant(tx, [(parcel, {"runtime": runtime})], now)
+            self._letters.complete(tx, rows)
+            return Pushed([""], missing)
+
+        return await self._ground.db.write(push)
+
+    def _known(self, conn: Connection, parcels: Sequence[Parcel]) -> dict[str, Row]:
+        return {row.message_id: row for row in self._rows(conn, [parcel.tree.object_id for parcel in parcels])}
+
+    def _rows(self, conn: Connection, ids: Sequence[str]) -> list[Row]:
+        return [
+            row
+            for batch in trees.batches(ids)
+            for row in conn.execute(select(messages).where(messages.c.message_id.in_(batch)))
+        ]
+
+    def _still_missing(self, conn: Connection, known: Collection[Row], missing: Sequence[str]) -> list[str]:
+        """What is missing of new messages and of those pushed again."""
+        again = [top for row in known if row.arrival is None and row.state == MailState.OPEN for top in tops_of(row)]
+        return list(dict.fromkeys([*missing, *trees.missing_below(conn, again)])) if again else list(missing)
+
+    def _plant(
+        self, tx: Tx, pushed: Sequence[tuple[Parcel, dict[str, object]]], now: float
+    ) -> tuple[list[str], list[Row]]:
+        """Stores messages with their trees; what is missing, and the rows of those that lack nothing."""
+        if not pushed:
+            return [], []
+        plantings = [
+            Planting(parcel.tree, [tree.object_id for tree in (parcel.tree, *parcel.tree.children)], parcel.objects)
+            for parcel, _more in pushed
+        ]
+        missing, tops = trees.register(tx, plantings)
+        tx.conn.execute(insert(messages), [values_of(parcel, now, **more) for parcel, more in pushed])
+        rows = self._rows(tx.conn, [parcel.tree.object_id for parcel, _more in pushed])
+        waiting = trees.waiting(tx.conn, [top for row in rows for top in tops_of(row)]) if missing else set()
+        complete = [row for row in rows if not waiting.intersection(tops_of(row))]
+        if tops:  # contents that came along may complete other messages too
+            self._letters.completed(tx, [top for top in tops if top not in {r.message_id for r in rows}])
+            complete = [row for row in self._rows(tx.conn, [r.message_id for r in complete]) if row.arrival is None]
+        return missing, complete
+
+    # ---- to nodes
 
     async def wait_for_instructions(
         self,
@@ -35,13 +194,253 @@ class Mail:
         """What is to be done by the node, as soon as there is any; [] after `timeout` seconds. Up to `inline` bytes of
         small objects come along. An instruction delivered before, unanswered and not in `working_on` was lost: it comes
         again, three times at most, then it is answered with error 8. A newer wait of the same node ends this one."""
+        node_id = who.node_id
+        self._nodes.heartbeat(who)
+        with _Hold(self._held, node_id, self._ground.signals.listen(node_topic(node_id))) as hold:
+            ends = self._ground.clock() + timeout
+            while True:
+                if await self._ground.db.read(lambda conn: self._anything(conn, node_id, working_on)):
+                    if hold.superseded:
+                        return []
+                    found = await self._ground.db.write(
+                        lambda tx: self._hand_out(tx, node_id, max(limit, 1), frozenset(working_on), inline)
+                    )
+                    if found:
+                        return found
+                left = ends - self._ground.clock()
+                if left <= 0 or not await hold.listener.wait(left) or hold.superseded:
+                    return []
 
-    def replies(
+    def _open(self, conn: Connection, node_id: int) -> list[Row]:
+        return list(
+            conn.execute(
+                select(messages)
+                .where(
+                    messages.c.dst_node_id == node_id,
+                    messages.c.state == MailState.OPEN,
+                    INSTRUCTION,
+                    COMPLETE,
+                    messages.c.expires_at > self._ground.clock(),
+                )
+                .order_by(messages.c.pushed_at, messages.c.message_id)
+            )
+        )
+
+    def _anything(self, conn: Connection, node_id: int, working_on: Collection[str]) -> bool:
+        return any(row.message_id not in working_on for row in self._open(conn, node_id))
+
+    def _hand_out(self, tx: Tx, node_id: int, limit: int, working_on: frozenset[str], inline: int) -> list[Parcel]:
+        todo = [row for row in self._open(tx.conn, node_id) if row.message_id not in working_on]
+        for row in todo:
+            if row.deliveries >= MAX_DELIVERIES:
+                self._letters.answer_with_error(
+                    tx,
+                    row,
+                    ErrorCode.CLIENT_APP_CRASHED,
+                    f"The node took the instruction {MAX_DELIVERIES} times and never answered.",
+                )
+        handed = [row for row in todo if row.deliveries < MAX_DELIVERIES][:limit]
+        if handed:
+            tx.conn.execute(
+                update(messages)
+                .where(messages.c.message_id.in_([row.message_id for row in handed]))
+                .values(deliveries=messages.c.deliveries + 1)
+            )
+        return self._parcels(tx.conn, handed, inline)
+
+    def _parcels(self, conn: Connection, rows: Sequence[Row], inline: int) -> list[Parcel]:
+        """The messages with their trees, and `inline` bytes of their small objects: each message's own first."""
+        forest = {row.message_id: self._tree(conn, row) for row in rows}
+        contents: dict[str, bytes] = {}
+        if inline:
+            wanted = dict.fromkeys(forest)
+            wanted.update(dict.fromkeys(i for tree in forest.values() for i in reversed(tree.post_order())))
+            contents = _small(conn, list(wanted), inline)
+        parcels = []
+        for row in rows:
+            tree = forest[row.message_id]
+            along = {i: contents[i] for i in tree.post_order() if i in contents} if contents else {}
+            parcels.append(Parcel(metadata_of(row), tree, error_of(row), along))
+        return parcels
+
+    def _tree(self, conn: Connection, row: Row) -> Tree:
+        if row.content_id is None:
+            return Tree(row.message_id)
+        return Tree(row.message_id, (self._cache.get(conn, row.content_id).tree,))
+
+    # ---- to the ServerApp
+
+    async def replies(
         self, who: Principal, instruction_ids: Sequence[str], *, inline: int = INLINE_ANSWER
     ) -> AsyncIterator[Reply]:
-        """Each reply as it comes, in order of arrival, `inline` bytes of small objects with each; ends after the last.
-        For what cannot come any more, the error the SuperLink makes (3 expired or never there, 4 reply expired, 5 node
-        unavailable, 8 node crashed). RunOver."""
+        """Each reply as it comes, in order of arrival, `inline` bytes of small objects with each (its own object
+        always); ends after the last. For what cannot come any more, the error the SuperLink makes (3 expired or never
+        there, 4 reply expired, 5 node unavailable, 8 node crashed). RunOver."""
+        run_id = who.run
+        remaining = dict.fromkeys(instruction_ids)
+        with self._ground.signals.listen(replies_topic(run_id)) as listener:
+            found, last = await self._ground.db.read(lambda conn: self._first_look(conn, run_id, list(remaining)))
+            while True:
+                for instruction_id, row in found:
+                    if instruction_id not in remaining:
+                        continue
+                    del remaining[instruction_id]
+                    yield await self._reply(run_id, instruction_id, row, inline)
+                if not remaining:
+                    return
+                await listener.wait()
+                found, last = await self._ground.db.read(partial(self._arrived, run_id=run_id, after=last))
+
+    def _first_look(
+        self, conn: Connection, run_id: int, ids: Sequence[str]
+    ) -> tuple[list[tuple[str, Row | None]], int]:
+        """The replies there are, None for instructions there never were, and the last arrival looked at."""
+        run_going_on(conn, run_id)
+        known: set[str] = set()
+        rows: list[Row] = []
+        for batch in trees.batches(ids):
+            known.update(
+                conn.scalars(
+                    select(messages.c.message_id).where(
+                        messages.c.message_id.in_(batch), messages.c.run_id == run_id, INSTRUCTION
+                    )
+                )
+            )
+            rows.extend(
+                conn.execute(
+                    select(messages).where(messages.c.reply_to.in_(batch), messages.c.run_id == run_id, COMPLETE)
+                )
+            )
+        rows.sort(key=lambda row: int(row.arrival))
+        strangers: list[tuple[str, Row | None]] = [(i, None) for i in ids if i not in known]
+        last = conn.scalar(
+            select(messages.c.arrival)
+            .where(messages.c.run_id == run_id, COMPLETE)
+            .order_by(messages.c.arrival.desc())
+            .limit(1)
+        )
+        return strangers + [(row.reply_to, row) for row in rows], last or 0
+
+    def _arrived(self, conn: Connection, run_id: int, after: int) -> tuple[list[tuple[str, Row | None]], int]:
+        run_going_on(conn, run_id)
+        rows = conn.execute(
+            select(messages).where(messages.c.run_id == run_id, messages.c.arrival > after).order_by(messages.c.arrival)
+        ).all()
+        return [(row.reply_to, row) for row in rows], rows[-1].arrival if rows else after
+
+    async def _reply(self, run_id: int, instruction_id: str, row: Row | None, inline: int) -> Reply:
+        if row is None:
+            return Reply(instruction_id, self._stranger(run_id, instruction_id))
+        late = row.expires_at <= self._ground.clock() and row.src_node_id != SUPERLINK_NODE_ID
+        current: Row = row
+        if row.state == MailState.OPEN and late:
+            current = await self._ground.db.write(partial(self._reply_expired, reply=row))
+        if current.state != MailState.OPEN:  # taken before: its objects are gone or going
+            return Reply(instruction_id, self._stranger(run_id, instruction_id))
+        parcels = await self._ground.db.read(lambda conn: self._parcels(conn, [current], max(inline, 1)))
+        return Reply(instruction_id, parcels[0])
+
+    def _reply_expired(self, tx: Tx, reply: Row) -> Row:
+        instruction = self._rows(tx.conn, [reply.reply_to])[0]
+        self._letters.replace_with_error(
+            tx, reply, instruction, ErrorCode.REPLY_UNAVAILABLE, "The reply expired before it was asked for."
+        )
+        return tx.conn.execute(select(messages).where(messages.c.reply_to == reply.reply_to)).one()
+
+    def _stranger(self, run_id: int, instruction_id: str) -> Parcel:
+        """Error 3 for what was never there or was taken before; made up for the one who asks, stored nowhere."""
+        now = self._ground.clock()
+        instruction = Metadata(run_id, instruction_id, SUPERLINK_NODE_ID, SUPERLINK_NODE_ID, "", "", 1.0, "system", now)
+        error = MessageError(
+            int(ErrorCode.MESSAGE_UNAVAILABLE), "There is no such instruction, or it was answered before."
+        )
+        metadata, content = error_reply_to(instruction, error, now=now)
+        return Parcel(metadata, Tree(metadata.message_id), error, {metadata.message_id: content})
 
     async def confirm(self, who: Principal, message_ids: Sequence[str]) -> None:
-        """The receiver has these messages. Replies' objects are freed; instructions' only once they are answered."""
+        """The receiver has these messages. Replies' objects are freed; instructions' only once they are answered, as
+        a node that has confirmed may still die."""
+        if who.run_id is None:
+            self._nodes.heartbeat(who)
+            return
+        run_id = who.run
+
+        def take(tx: Tx) -> None:
+            for batch in trees.batches(message_ids):
+                mine = tx.conn.scalars(
+                    select(messages.c.message_id).where(
+                        messages.c.message_id.in_(batch),
+                        messages.c.run_id == run_id,
+                        messages.c.reply_to.is_not(None),
+                        COMPLETE,
+                    )
+                ).all()
+                self._letters.done(tx, mine)
+
+        await self._ground.db.write(take)
+
+
+class _Hold:
+    """A held call of a node; the newest one counts."""
+
+    def __init__(self, holds: dict[int, _Hold], node_id: int, listener: Listener) -> None:
+        self._holds = holds
+        self._node_id = node_id
+        self.listener = listener
+        self.superseded = False
+        older = holds.get(node_id)
+        if older is not None:
+            older.superseded = True
+            older.listener.notify()
+        holds[node_id] = self
+
+    def __enter__(self) -> _Hold:
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        self.listener.close()
+        if self._holds.get(self._node_id) is self:
+            del self._holds[self._node_id]
+
+
+def _small(conn: Connection, ids: Sequence[str], most: int) -> dict[str, bytes]:
+    """The contents of those that live in their rows, in the order given, `most` bytes of them; the first one always."""
+    rows: dict[str, bytes] = {}
+    for batch in trees.batches(ids):
+        for row in conn.execute(
+            select(objects.c.object_id, objects.c.content).where(
+                objects.c.object_id.in_(batch), objects.c.content.is_not(None), objects.c.size <= INLINE_OBJECT
+            )
+        ):
+            rows[row.object_id] = row.content
+    chosen: dict[str, bytes] = {}
+    total = 0
+    for object_id in ids:
+        content = rows.get(object_id)
+        if content is not None and (not chosen or total + len(content) <= most):
+            chosen[object_id] = content
+            total += len(content)
+    return chosen
+
+
+def _parcel_problem(parcel: Parcel) -> str:
+    """What is wrong with a parcel in itself: its objects against their ids, its tree, its own object against its
+    metadata."""
+    tree = parcel.tree
+    if parcel.metadata.message_id != tree.object_id:
+        return "The message's id is not that of its own object."
+    if len(tree.children) != (1 if parcel.error is None else 0):
+        return "A message has exactly one of content and error."
+    nodes = tree.nodes()
+    try:
+        for object_id, content in parcel.objects.items():
+            if object_id not in nodes:
+                return f"Object {object_id[:16]}... came along and belongs to no message."
+            check_head(nodes[object_id], verify_object(object_id, content))
+        if tree.object_id in parcel.objects:
+            metadata, error, _content = decode_message_object(parcel.objects[tree.object_id])
+            if (metadata, error) != (parcel.metadata, parcel.error):
+                return "The message's metadata is not what its own object says."
+    except ObjectError as error_found:
+        return str(error_found)
+    return ""

@@ -17,7 +17,7 @@ INLINE_ANSWER = 1024 * 1024
 
 @dataclass(frozen=True)
 class Parcel:
-    """A message: its metadata, the tree of its objects (root: the Message object itself), and some of their contents."""
+    """A message: its metadata, the tree of its objects (root: its own Message object), and some of their contents."""
 
     metadata: Metadata
     tree: Tree

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import builtins
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from trellis_superlink.core.principals import Principal
-from trellis_wire.config import Scalar
+from sqlalchemy import insert, select, update
+from trellis_wire.config import Scalar, fuse
+from trellis_wire.fab import FabError, inspect
+from trellis_wire.objects import ObjectError, check_head, verify_object
+
+from trellis_superlink.core import access, trees
+from trellis_superlink.core.base import Ground
+from trellis_superlink.core.claims import Claims
+from trellis_superlink.core.errors import BadConfig, BadFab, BadObject, Forbidden, NotFound, RunFinished, RunOver
+from trellis_superlink.core.letters import Letters, run_going_on
+from trellis_superlink.core.overrides import dump_config, load_config
+from trellis_superlink.core.parcels import State
+from trellis_superlink.core.principals import DEFAULT_FEDERATION, SUPERLINK_NODE_ID, Kind, Principal
+from trellis_superlink.store.database import Tx
+from trellis_superlink.store.signals import PENDING_RUNS, log_topic
+from trellis_superlink.store.tables import contexts, fabs, run_history, runs
+
+_log = logging.getLogger(__name__)
 
 
 class Status(StrEnum):
@@ -65,37 +86,265 @@ class Fab:
     content: bytes
 
 
+def run_of(row: Any) -> Run:
+    values = row._asdict()
+    values["override_config"] = load_config(values["override_config"])
+    return Run(**values | {"status": Status(row.status), "outcome": Outcome(row.outcome)})
+
+
 class Runs:
+    def __init__(self, ground: Ground, letters: Letters, claims: Claims) -> None:
+        self._ground = ground
+        self._letters = letters
+        self._claims = claims
+        self._when_over: list[Callable[[int, bool], None]] = []
+
+    def when_over(self, listener: Callable[[int, bool], None]) -> None:
+        """`listener(run_id, by_its_executor)` after each run's end."""
+        self._when_over.append(listener)
+
+    # ---- accounts
+
     async def start(
-        self, who: Principal, fab: bytes, *, override_config: Mapping[str, Scalar], federation: str = "default"
+        self,
+        who: Principal,
+        fab: bytes,
+        *,
+        override_config: Mapping[str, Scalar],
+        federation: str = DEFAULT_FEDERATION,
     ) -> Run:
         """Stores the FAB and a pending run. BadFab, BadConfig."""
+        if who.kind not in (Kind.ACCOUNT, Kind.SYSTEM):
+            raise Forbidden("Only an account may start runs.")
+        if federation != DEFAULT_FEDERATION:
+            raise BadConfig(f"Federation '{federation}' does not exist")
+        try:
+            info = await asyncio.to_thread(inspect, fab)
+        except FabError as error:
+            raise BadFab(str(error)) from error
+        try:
+            fuse(info.config, override_config)
+        except ValueError as error:
+            raise BadConfig(str(error)) from error
+
+        def add(tx: Tx) -> Run:
+            if tx.conn.scalar(select(fabs.c.fab_hash).where(fabs.c.fab_hash == info.fab_hash)) is None:
+                tx.conn.execute(insert(fabs).values(fab_hash=info.fab_hash, content=fab))
+            run_id = SUPERLINK_NODE_ID
+            while run_id <= SUPERLINK_NODE_ID:
+                run_id = secrets.randbits(64)
+            now = self._ground.clock()
+            tx.conn.execute(
+                insert(runs).values(
+                    run_id=run_id,
+                    fab_id=info.fab_id,
+                    fab_version=info.version,
+                    fab_hash=info.fab_hash,
+                    override_config=dump_config(override_config),
+                    federation=federation,
+                    owner_id=who.id,
+                    owner_name=who.name,
+                    status=Status.PENDING,
+                    outcome=Outcome.NONE,
+                    details="",
+                    pending_at=now,
+                    bytes_sent=0,
+                    bytes_received=0,
+                    clientapp_runtime=0.0,
+                )
+            )
+            self._note(tx, run_id, Status.PENDING, Outcome.NONE, "")
+            tx.signal(PENDING_RUNS)
+            return run_of(tx.conn.execute(select(runs).where(runs.c.run_id == run_id)).one())
+
+        run = await self._ground.db.write(add)
+        _log.info("run submitted", extra={"run_id": run.run_id, "fab": run.fab_id, "fab_version": run.fab_version})
+        return run
 
     async def stop(self, who: Principal, run_id: int) -> None:
         """Ends the run as stopped at once; its executor is told. NotFound, RunFinished."""
 
-    async def list(self, who: Principal, *, limit: int | None = None, skip: int = 0) -> list[Run]:
-        """Newest first."""
+        def end(tx: Tx) -> None:
+            if access.run_for(tx.conn, who, run_id).status == Status.FINISHED:
+                raise RunFinished("Run is already finished")
+            self.end(tx, run_id, Outcome.STOPPED, "Stopped by user.")
+
+        if who.kind not in (Kind.ACCOUNT, Kind.SYSTEM):
+            raise Forbidden("Only an account may stop runs.")
+        await self._ground.db.write(end)
+
+    async def list(self, who: Principal, *, limit: int | None = None, skip: int = 0) -> builtins.list[Run]:
+        """Newest first; an account's own."""
+        query = select(runs).order_by(runs.c.pending_at.desc(), runs.c.run_id).offset(skip)
+        if limit is not None:
+            query = query.limit(limit)
+        if who.kind is Kind.ACCOUNT:
+            query = query.where(runs.c.owner_id == who.id)
+        elif who.kind is not Kind.SYSTEM:
+            raise Forbidden("Only an account may list runs.")
+        return await self._ground.db.read(lambda conn: [run_of(row) for row in conn.execute(query)])
 
     async def get(self, who: Principal, run_id: int) -> Run:
         """NotFound also for a node that never got a message of the run."""
+        return await self._ground.db.read(lambda conn: run_of(access.run_for(conn, who, run_id)))
 
-    async def history(self, who: Principal, run_id: int) -> list[HistoryEntry]: ...
+    async def history(self, who: Principal, run_id: int) -> builtins.list[HistoryEntry]:
+        """Oldest first. NotFound."""
+
+        def read(conn: Any) -> builtins.list[HistoryEntry]:
+            access.run_for(conn, who, run_id)
+            rows = conn.execute(select(run_history).where(run_history.c.run_id == run_id).order_by(run_history.c.entry))
+            return [HistoryEntry(r.at, Status(r.status), Outcome(r.outcome), r.details) for r in rows]
+
+        return await self._ground.db.read(read)
 
     async def fab(self, who: Principal, fab_hash: str, run_id: int | None = None) -> Fab:
         """The FAB; a node must name a run it got messages of, an executor gets its run's only. NotFound."""
 
-    async def ended(self, who: Principal, run_ids: Sequence[int]) -> list[int]:
+        def read(conn: Any) -> Fab:
+            wanted = run_id if who.run_id is None else who.run_id
+            if wanted is None:
+                raise NotFound("A FAB is handed out for a run only.")
+            if access.run_for(conn, who, wanted).fab_hash != fab_hash:
+                raise NotFound("The run has another FAB.")
+            return Fab(fab_hash, conn.scalar(select(fabs.c.content).where(fabs.c.fab_hash == fab_hash)))
+
+        return await self._ground.db.read(read)
+
+    async def ended(self, who: Principal, run_ids: Sequence[int]) -> builtins.list[int]:
         """Of these runs, the finished and the unknown ones (for nodes that keep state per run)."""
+        if not run_ids:
+            return []
+        query = select(runs.c.run_id).where(runs.c.run_id.in_(run_ids), runs.c.status != Status.FINISHED)
+        going_on = await self._ground.db.read(lambda conn: set(conn.scalars(query)))
+        return [run_id for run_id in run_ids if run_id not in going_on]
+
+    # ---- executors
 
     async def authenticate(self, token: str) -> Principal:
-        """The executor that holds this run token. Unauthenticated for an unknown one, RunOver when the run is over."""
+        """The executor that holds this run token, also after the run's end (calls that need it going on raise
+        RunOver). Unauthenticated for an unknown token."""
+        return await self._claims.holder(token)
 
     async def running(self, who: Principal) -> None:
         """The app is loaded: starting -> running (again: nothing). RunOver."""
+        run_id = who.run
+
+        def turn(tx: Tx) -> None:
+            run_going_on(tx.conn, run_id)
+            changed = tx.conn.execute(
+                update(runs)
+                .where(runs.c.run_id == run_id, runs.c.status == Status.STARTING)
+                .values(status=Status.RUNNING, running_at=self._ground.clock())
+            ).rowcount
+            if changed:
+                self._note(tx, run_id, Status.RUNNING, Outcome.NONE, "")
+
+        await self._ground.db.write(turn)
 
     async def finish(
-        self, who: Principal, outcome: Outcome, reason: str, *, state: Parcel | None = None
+        self, who: Principal, outcome: Outcome, reason: str, *, state: State | None = None
     ) -> Sequence[str]:
         """Ends the run. With a state whose objects are not all here: returns the missing ids and changes nothing else;
-        finish again after storing them. Finishing twice is fine."""
+        finish again after storing them. Finishing twice is fine. BadObject."""
+        run_id = who.run
+        if outcome is Outcome.NONE:
+            raise BadConfig("A run ends as completed, failed or stopped.")
+        if state is not None:
+            _check_state(state)
+
+        def end(tx: Tx) -> Sequence[str]:
+            try:
+                run_going_on(tx.conn, run_id)
+            except RunOver:
+                return []
+            if state is not None and (missing := self._keep_state(tx, run_id, state)):
+                return missing
+            self.end(tx, run_id, outcome, reason, by_executor=True)
+            return []
+
+        return await self._ground.db.write(end)
+
+    def _keep_state(self, tx: Tx, run_id: int, state: State) -> builtins.list[str]:
+        root = state.tree.object_id
+        kept = tx.conn.scalar(select(contexts.c.root_id).where(contexts.c.run_id == run_id))
+        if kept == root:
+            missing = trees.missing_below(tx.conn, [root])
+            if not missing:
+                return []
+        planting = trees.Planting(state.tree, [root], state.objects)
+        missing, tops = trees.register(tx, [planting])
+        self._letters.completed(tx, tops)
+        if kept is None:
+            tx.conn.execute(insert(contexts).values(run_id=run_id, root_id=root))
+        else:
+            self._letters.let_go(tx, [kept])
+            tx.conn.execute(update(contexts).where(contexts.c.run_id == run_id).values(root_id=root))
+        return missing
+
+    # ---- inside transactions
+
+    def end(self, tx: Tx, run_id: int, outcome: Outcome, details: str, *, by_executor: bool = False) -> bool:
+        """Finishes a run and lets go of its messages; False when it was finished before: the first end counts."""
+        now = self._ground.clock()
+        details = details[:4000]
+        changed = tx.conn.execute(
+            update(runs)
+            .where(runs.c.run_id == run_id, runs.c.status != Status.FINISHED)
+            .values(status=Status.FINISHED, outcome=outcome, details=details, finished_at=now)
+        ).rowcount
+        if not changed:
+            return False
+        self._note(tx, run_id, Status.FINISHED, outcome, details)
+        self._letters.run_over(tx, run_id)
+        tx.signal(log_topic(run_id))
+
+        def tell() -> None:
+            _log.info("run finished", extra={"run_id": run_id, "outcome": outcome.value, "reason": details})
+            for listener in self._when_over:
+                listener(run_id, by_executor)
+
+        tx.afterwards(tell)
+        return True
+
+    def starting(self, tx: Tx, run_id: int) -> Run | None:
+        """pending -> starting, for whoever claims it first; None when it is pending no more."""
+        changed = tx.conn.execute(
+            update(runs)
+            .where(runs.c.run_id == run_id, runs.c.status == Status.PENDING)
+            .values(status=Status.STARTING, details="", starting_at=self._ground.clock())
+        ).rowcount
+        if not changed:
+            return None
+        self._note(tx, run_id, Status.STARTING, Outcome.NONE, "")
+        return run_of(tx.conn.execute(select(runs).where(runs.c.run_id == run_id)).one())
+
+    def pending_again(self, tx: Tx, run_id: int, details: str) -> bool:
+        """starting -> pending, when an executor gave it back before the app started."""
+        changed = tx.conn.execute(
+            update(runs)
+            .where(runs.c.run_id == run_id, runs.c.status == Status.STARTING)
+            .values(status=Status.PENDING, details=details, starting_at=None)
+        ).rowcount
+        if changed:
+            self._note(tx, run_id, Status.PENDING, Outcome.NONE, details)
+            tx.signal(PENDING_RUNS)
+        return bool(changed)
+
+    def _note(self, tx: Tx, run_id: int, status: Status, outcome: Outcome, details: str) -> None:
+        tx.conn.execute(
+            insert(run_history).values(
+                run_id=run_id, at=self._ground.clock(), status=status, outcome=outcome, details=details
+            )
+        )
+
+
+def _check_state(state: State) -> None:
+    nodes = state.tree.nodes()
+    try:
+        for object_id, content in state.objects.items():
+            if object_id not in nodes:
+                raise BadObject(f"Object {object_id[:16]}... came along and belongs to no state.")
+            check_head(nodes[object_id], verify_object(object_id, content))
+    except ObjectError as error:
+        raise BadObject(str(error)) from error

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from sqlalchemy import Connection, func, select
+
+from trellis_superlink.core.artifacts import Artifacts
+from trellis_superlink.core.base import Ground
+from trellis_superlink.core.claims import Claims
+from trellis_superlink.core.deadlines import Deadlines
+from trellis_superlink.core.executors import Executors
+from trellis_superlink.core.ledger import Ledger
+from trellis_superlink.core.letters import INSTRUCTION, Letters, MailState
+from trellis_superlink.core.logs import Logs
+from trellis_superlink.core.mail import Mail
+from trellis_superlink.core.nodes import Nodes
+from trellis_superlink.core.objects import Objects
+from trellis_superlink.core.retention import Retention
+from trellis_superlink.core.runs import Runs, Status
+from trellis_superlink.core.treecache import TreeCache
+from trellis_superlink.store.database import Database, Tx
+from trellis_superlink.store.errors import TryAgainLater
+from trellis_superlink.store.files import Files
+from trellis_superlink.store.signals import Signals
+from trellis_superlink.store.tables import artifacts, messages, objects, runs
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """What an operator decides about the core; times in seconds, sizes in bytes.
+    """What an operator decides about the core; times in seconds.
 
-    `database` None keeps everything in temporary files that go away with the process.
+    `database` None keeps everything in temporary files that go away with the process. `storage_dir` None puts the
+    objects' files beside the database. `retention`: how long finished runs are kept, None for ever. `executor_hint`
+    ends the notice that pending runs get when no executor shows up.
     """
 
     database: Path | None = None
@@ -22,25 +54,139 @@ class CoreConfig:
     executor_hint: str = "Start one: flwr-serverapp --serverappio-api-address <this SuperLink>:9091"
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What /metrics shows of the core."""
+
+    runs: Mapping[Status, int]
+    nodes_known: int
+    nodes_online: int
+    executors: int
+    instructions_open: int
+    replies_waiting: int
+    objects: int
+    object_bytes: int
+    held_calls: int
+
+
 class Core:
     """`core = await Core.open(config)`; then `core.runs`, `.nodes`, `.mail`, `.objects`, `.logs`, `.executors`,
     `.artifacts`; at the end `await core.close()`."""
 
-    runs: Runs
-    nodes: Nodes
-    mail: Mail
-    objects: Objects
-    logs: Logs
-    executors: Executors
-    artifacts: Artifacts
+    def __init__(self, ground: Ground, config: CoreConfig, temporary: Path | None) -> None:
+        self._ground = ground
+        self._temporary = temporary
+        cache = TreeCache()
+        self._letters = Letters(ground, cache)
+        self._claims = Claims(ground)
+        self._ledger = Ledger(ground)
+        self.logs = Logs(ground)
+        self.runs = Runs(ground, self._letters, self._claims)
+        self.nodes = Nodes(ground, self._letters.node_gone, open_registration=config.open_registration)
+        self.objects = Objects(ground, self._letters, cache, self._ledger)
+        self.mail = Mail(ground, self._letters, cache, self.nodes)
+        self.executors = Executors(
+            ground,
+            self.runs,
+            self._claims,
+            self.logs,
+            lost_after=config.executor_lost_after,
+            absent_after=config.executor_absent_after,
+            hint=config.executor_hint,
+        )
+        self.artifacts = Artifacts(ground, self.objects)
+        self._retention = (
+            None
+            if config.retention is None
+            else Retention(ground, self.runs, self._letters, self.nodes, self._claims, config.retention)
+        )
 
     @classmethod
-    async def open(cls, config: CoreConfig) -> Core: ...
+    async def open(cls, config: CoreConfig, *, clock: Callable[[], float] = time.time) -> Core:
+        """Opens storage, brings it to the newest layout, and picks up where the last process stopped. TryAgainLater
+        when the database is locked or the disk does not allow it."""
+        temporary = Path(tempfile.mkdtemp(prefix="trellis-superlink-")) if config.database is None else None
+        database = config.database if temporary is None else temporary / "superlink.db"
+        assert database is not None
+        database.parent.mkdir(parents=True, exist_ok=True)
+        files = Files(config.storage_dir or database.with_name(database.name + ".objects"))
+        signals = Signals()
+        db = await Database.open(database, signals)
+        try:
+            await asyncio.to_thread(files.sweep, await db.read(_locations))
+            core = cls(Ground(db, files, signals, Deadlines(clock), clock), config, temporary)
+            await core._load()
+        except BaseException:
+            await db.close()
+            raise
+        return core
 
-    async def close(self) -> None: ...
+    async def _load(self) -> None:
+        await self.nodes.load()
+        await self._letters.expire()
+        await self._letters.collect()
+        await self.executors.load()
+        if self._retention is not None:
+            await self._retention.load()
+
+    async def close(self) -> None:
+        """Stops all that is under way in the core and brings everything to the disk. Waiting calls are to be ended by
+        the edges before."""
+        await self.executors.close()
+        await self._ground.deadlines.close()
+        for flush in (self.nodes.write_beats, self._ledger.flush, self._letters.collect):
+            try:
+                await flush()
+            except TryAgainLater as error:
+                _log.warning("could not write at the end", extra={"error": str(error)})
+        await self._ground.settle()
+        await self._ground.db.close()
+        self.objects.close()
+        if self._temporary is not None:
+            await asyncio.to_thread(shutil.rmtree, self._temporary, ignore_errors=True)
+
+    async def collect(self) -> int:
+        """Frees at once what is done with, rather than a moment later; how many messages."""
+        return await self._letters.collect()
 
     async def problem(self) -> str | None:
-        """Why this SuperLink is not ready (database unreachable, disk full), or None. For /readyz."""
+        """Why this SuperLink is not ready (database locked, disk full), or None. For /readyz."""
+        try:
+            await self._ground.db.write(_touch)
+        except TryAgainLater as error:
+            return f"storage: {error}"
+        return None
 
     async def counts(self) -> Counts:
-        """Runs by state, nodes online, messages waiting, objects and their bytes. For /metrics; one short read."""
+        """For /metrics; one short read."""
+        by_status, open_, waiting, count, size = await self._ground.db.read(_count)
+        return Counts(
+            runs={status: by_status.get(status, 0) for status in Status},
+            nodes_known=self.nodes.known_count,
+            nodes_online=self.nodes.online_count,
+            executors=len(self.executors.attending()),
+            instructions_open=open_,
+            replies_waiting=waiting,
+            objects=count,
+            object_bytes=size,
+            held_calls=self.mail.held,
+        )
+
+
+def _touch(tx: Tx) -> None:
+    """A write that changes nothing and yet takes the lock and reaches the log."""
+    tx.conn.exec_driver_sql("UPDATE beats SET at = at")
+
+
+def _locations(conn: Connection) -> set[str]:
+    named = set(conn.scalars(select(objects.c.location).where(objects.c.location.is_not(None))))
+    return named | set(conn.scalars(select(artifacts.c.location)))
+
+
+def _count(conn: Connection) -> tuple[dict[str, int], int, int, int, int]:
+    by_status = {row[0]: row[1] for row in conn.execute(select(runs.c.status, func.count()).group_by(runs.c.status))}
+    is_open = messages.c.state == MailState.OPEN
+    instructions = conn.scalar(select(func.count()).select_from(messages).where(is_open, INSTRUCTION)) or 0
+    replies = conn.scalar(select(func.count()).select_from(messages).where(is_open, messages.c.reply_to.is_not(None)))
+    count, size = conn.execute(select(func.count(objects.c.size), func.coalesce(func.sum(objects.c.size), 0))).one()
+    return by_status, instructions, replies or 0, count, size
