@@ -121,7 +121,7 @@ class GrpcProxy:
         return None if self.on_reply is None else await self.on_reply(moment, exchange)
 
 
-class _Everything(grpc.GenericRpcHandler[bytes, bytes]):
+class _Everything(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
     def __init__(self, proxy: GrpcProxy) -> None:
         self._proxy = proxy
 
