@@ -74,8 +74,8 @@ class ObjectSource:
         return b"".join((self.head, self.body))
 
     def parts(self, size: int) -> Iterator[Buffer]:
-        """The content in parts of `size` bytes, the last one shorter: the first is a copy, the others are views."""
-        taken = max(size - len(self.head), 0)
+        """The content in parts of `size` bytes, the last one shorter: those with the head copied, the others views."""
+        taken = -len(self.head) % size  # fills the part that the head ends in
         body = memoryview(self.body)
         first = b"".join((self.head, body[:taken]))
         for start in range(0, len(first), size):
