@@ -2,7 +2,8 @@
 
 An object counts one reference for each distinct object that has it as a child, and one for each message or context
 whose root it is. So a thousand messages with one model add a row each, whatever the model's size. All functions here
-run inside a transaction; whoever knows an object's SHA-256 may name it in a tree, as knowing it takes having the content.
+run inside a transaction. Whoever knows an object's SHA-256 may name it in a tree: nobody else's content has a hash
+that could be guessed.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A file is synced, and so is its folder, before the row that names it is committed; nothing but a row makes it count. So
 a crash leaves at most a file without a row, which `sweep` removes at the next start. Names are never reused, so
-deleting an old copy cannot hit a new one. Writing is our own because obstore's `file://` never syncs; reading and deleting go
-through obstore, where `s3://` and the like take its place later.
+deleting an old copy cannot hit a new one. Writing is our own because obstore's `file://` never syncs; reading and
+deleting go through obstore, where `s3://` and the like take its place later.
 """
 
 from __future__ import annotations
