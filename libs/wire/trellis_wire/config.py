@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import records_pb2
@@ -15,8 +15,9 @@ Scalar = bool | int | float | str | bytes
 Config = dict[str, Scalar]
 
 _S = TypeVar("_S", records_pb2.Scalar, appio_pb2.Scalar)
-_INT64_MAX = 2**63 - 1
-_PAIR = re.compile(r"""\s*([A-Za-z0-9_.-]+)\s*=\s*("(?:\\.|[^"\\])*"|'[^']*'|[^\s,"']+)\s*,?""")
+_INT64_MAX: Final = 2**63 - 1
+_UINT64_MAX: Final = 2**64 - 1
+_PAIR: Final = re.compile(r"""\s*([A-Za-z0-9_.-]+)\s*=\s*("(?:\\.|[^"\\])*"|'[^']*'|[^\s,"']+)\s*,?""")
 
 
 class ConfigError(ValueError):
@@ -26,15 +27,17 @@ class ConfigError(ValueError):
 def parse_config_args(args: Sequence[str]) -> Config:
     """What `--run-config` and `--node-config` take: `key=value` pairs (several in one argument) or one .toml file.
 
-    Values are TOML: `epochs=3 rate=0.1 name="a b" verbose=true`. Nested tables come out with dotted keys.
+    Values are TOML: `epochs=3 rate=0.1 name="a b" verbose=true`. Nested tables come out with dotted keys. A key in a
+    later argument replaces that of an earlier one. ConfigError.
     """
     files = [argument for argument in args if argument.strip().endswith(".toml") and "=" not in argument]
     if files:
         if len(args) > 1:
             raise ConfigError("Give either one .toml file or key=value pairs, not both.")
-        return _from_file(Path(files[0].strip()))
+        return _from_file(Path(files[0].strip()).expanduser())
     config: Config = {}
     for argument in args:
+        pairs: Config = {}
         position = 0
         text = argument.strip()
         while position < len(text):
@@ -45,10 +48,11 @@ def parse_config_args(args: Sequence[str]) -> Config:
                     """'epochs=3 name="some text"'."""
                 )
             key, value = match.groups()
-            if key in config:
-                raise ConfigError(f"{key!r} is given twice.")
-            config[key] = _value(key, value)
+            if key in pairs:
+                raise ConfigError(f"{key!r} is given twice; keep one of them.")
+            pairs[key] = _value(key, value)
             position = match.end()
+        config.update(pairs)
     return config
 
 
@@ -123,6 +127,8 @@ def _scalar_to(proto: _S, value: Scalar) -> _S:
     if isinstance(value, bool):
         proto.bool = value
     elif isinstance(value, int):
+        if not -_INT64_MAX - 1 <= value <= _UINT64_MAX:
+            raise ConfigError(f"The number {value} does not fit into 64 bits; send a smaller one, or a text.")
         if value > _INT64_MAX:
             proto.uint64 = value
         else:

@@ -136,7 +136,7 @@ def test_rules_of_instructions_and_replies() -> None:
         {"ttl": reply.ttl + 1},
         {"message_type": ""},
     ):
-        assert reply_problem(replace(reply, **change), instruction, now=NOW), change  # type: ignore[arg-type]
+        assert reply_problem(replace(reply, **change), instruction, now=NOW), change
 
 
 def test_the_superlinks_own_replies_name_their_instruction() -> None:

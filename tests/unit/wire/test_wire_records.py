@@ -50,7 +50,7 @@ def metadata(run: int, destination: int, created_at: float, src_task_id: int | N
     return Metadata(run, "", 1, destination, "", "", 43200.0, "train", created_at, src_task_id)
 
 
-WORKED = {
+WORKED: dict[str, Record] = {
     "arrays": ArrayRecord({"0": packed(np.zeros((4, 3), np.float32)), "1": packed(np.ones(3))}),
     "config": ConfigRecord({"server-round": 1}),
 }
@@ -77,8 +77,8 @@ def test_captured_messages_inflate_and_deflate_to_the_same_objects() -> None:
         bundle = deflate_message(meta, records, error)
         assert bundle.tree == tree
         assert contents(bundle) == {oid: objects()[oid] for oid in tree.post_order()}
-        metrics = metric_records(tree, objects().get)
-        assert metrics == {key: record for key, record in (records or {}).items() if isinstance(record, MetricRecord)}
+        found = metric_records(tree, objects().get)
+        assert found == {key: record for key, record in (records or {}).items() if isinstance(record, MetricRecord)}
 
 
 def exactly(value: object) -> object:
@@ -102,8 +102,10 @@ floats = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, math.inf, -math.inf,
 texts, blobs = st.text(max_size=20), st.binary(max_size=20)
 number_lists = st.one_of(*(st.lists(kind, min_size=1, max_size=4) for kind in (signed, unsigned, floats)))
 keys = st.text(max_size=12)
-metrics = st.dictionaries(keys, st.one_of(ints, floats, number_lists, st.just([])), max_size=5)
-configs = st.dictionaries(
+metrics: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
+    keys, st.one_of(ints, floats, number_lists, st.just([])), max_size=5
+)
+configs: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     keys,
     st.one_of(
         st.booleans(), ints, floats, texts, blobs, number_lists, *(st.lists(k, max_size=3) for k in (st.booleans(),)),
@@ -186,17 +188,20 @@ CONFIGS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(
     ("record", "begins"),
-    [(MetricRecord({"k": v}), i) for v, i in METRICS] + [(ConfigRecord({"k": v}), i) for v, i in CONFIGS],
+    [*((MetricRecord({"k": v}), i) for v, i in METRICS), *((ConfigRecord({"k": v}), i) for v, i in CONFIGS)],
     ids=str,
 )
 def test_single_values_have_the_ids_that_stock_gives_them(record: Record, begins: str) -> None:
     assert deflate({"r": record}).tree.children[0].object_id.startswith(begins)
 
 
+NO_METRICS: list[Any] = [True, 2**64, -(2**63) - 1, [-1, 2**63], [1, 2.0], [True, 1], "x", None]
+NO_CONFIGS: list[Any] = [None, 2**64, [True, 1], ["a", b"a"], [[1]], {}, "\ud800"]
+
+
 @pytest.mark.parametrize(
     "record",
-    [MetricRecord({"k": v}) for v in (True, 2**64, -(2**63) - 1, [-1, 2**63], [1, 2.0], [True, 1], "x", None)]  # type: ignore[dict-item, list-item]
-    + [ConfigRecord({"k": v}) for v in (None, 2**64, [True, 1], ["a", b"a"], [[1]], {}, "\ud800")],  # type: ignore[dict-item, list-item]
+    [*(MetricRecord({"k": value}) for value in NO_METRICS), *(ConfigRecord({"k": value}) for value in NO_CONFIGS)],
     ids=repr,
 )
 def test_values_that_stock_refuses_are_refused(record: Record) -> None:
@@ -395,7 +400,10 @@ def test_a_large_array_is_cut_without_copying_it_and_assembled_chunk_by_chunk() 
 
 def test_a_small_message_takes_well_below_a_millisecond() -> None:
     meta = metadata(1, 2, 1795518150.0)
-    records = {"a": ArrayRecord({"w": packed(np.zeros(128))}), "c": ConfigRecord({"round": 1, "lr": 0.1})}
+    records: dict[str, Record] = {
+        "a": ArrayRecord({"w": packed(np.zeros(128))}),
+        "c": ConfigRecord({"round": 1, "lr": 0.1}),
+    }
 
     def once() -> float:
         start = time.perf_counter()

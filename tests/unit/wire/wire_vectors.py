@@ -57,6 +57,6 @@ def signatures() -> list[dict[str, Any]]:
 
 
 def fabs() -> list[dict[str, Any]]:
-    """App trees and the hashes that stock Flower gives their FABs; see vectors/record_fabs.py."""
+    """App trees and the hashes that stock Flower gives their FABs; see record_fabs.py."""
     cases: list[dict[str, Any]] = json.loads((VECTORS / "fabs.json").read_text())
     return cases

@@ -1,7 +1,7 @@
-"""Records what stock Flower makes of the app trees in fabs.json: run it with a stock release's own interpreter.
+"""Records what stock Flower makes of the app trees in vectors/fabs.json: run it with a stock release's own interpreter.
 
-    <interpreter with flwr 1.24.0> tests/unit/wire/vectors/record_fabs.py 1.24
-    <interpreter with flwr 1.41.0> tests/unit/wire/vectors/record_fabs.py 1.41
+    <interpreter with flwr 1.24.0> tests/unit/wire/record_fabs.py 1.24
+    <interpreter with flwr 1.41.0> tests/unit/wire/record_fabs.py 1.41
 
 A tree maps paths to texts, or to {"base64": ...}, {"link": target}, {"repeat": [text, times]}. The hash of the FAB is
 recorded under the given key, null where stock refuses the tree.
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-VECTORS = Path(__file__).with_name("fabs.json")
+VECTORS = Path(__file__).parent / "vectors" / "fabs.json"
 
 
 def plant(tree: dict[str, Any], root: Path) -> None:
