@@ -3,9 +3,9 @@
     PYTHON guest.py FD
 
 The process on socket FD is the zygote: it imports what apps have in common once and forks for each piece of work. A
-fork gets its own socket, standard output and standard error from the runner and speaks the frames described in frames.py:
-4 bytes length of a JSON header (big-endian), the header, then the buffers whose lengths the header names in "buffers";
-records name their buffers by place.
+fork gets its own socket, standard output and standard error from the runner and speaks frames (frames.py): 4 bytes
+length of a JSON header (big-endian), the header, then the buffers whose lengths the header names in "buffers"; records
+name their buffers by place.
 
 Facts of flwr that this file stands on (releases 1.20-1.42): the public classes of `flwr.common` and `flwr.server`; the
 private fields of Metadata and Message that a Grid has to fill; `TaskIdentity`, which 1.38 and later ask for the sender.
@@ -343,7 +343,7 @@ def make_grid(flower, calls, work):
                 message.metadata.__dict__["_src_node_id"] = NODE_OF_SUPERLINK
                 described.append(flower.message_out(message, frame))
             header, _ = calls.ask({"op": "push", "messages": described}, frame.buffers)
-            for message, message_id in zip(messages, header["message_ids"]):
+            for message, message_id in zip(messages, header["message_ids"]):  # noqa: B905  (Python 3.9)
                 message.metadata.__dict__["_message_id"] = message_id
             return header["message_ids"]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trellis_kit import processes
+from trellis_kit.lifecycle import Fatal
 
 from trellis_runner.frames import FrameSocket
 from trellis_runner.logs import LogPump, Sink
@@ -158,6 +159,13 @@ class GuestHost:
         self._known = set()
         loop.add_reader(mine, self._on_news, mine)
         _log.info("Apps are hosted by %s with flwr %s", self._settings.python, self.flwr_version)
+
+    async def start_or_fatal(self) -> None:
+        """Start as a service does: what keeps apps from being hosted ends it with one sentence."""
+        try:
+            await self.start()
+        except GuestProblem as problem:
+            raise Fatal(str(problem)) from problem
 
     def _limit(self) -> None:
         if self._settings.memory is not None:

@@ -77,6 +77,11 @@ class LogPump:
         if not self._open:
             self._closed.set()
 
+    def redirect(self, sink: Sink) -> None:
+        """From now on lines go to another sink; what was read before still goes to the old one."""
+        self.flush()
+        self._sink = sink
+
     def flush(self) -> None:
         """Hand over what has been read."""
         if self._timer is not None:

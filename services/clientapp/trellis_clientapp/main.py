@@ -1,0 +1,64 @@
+"""The ClientApp process: attends a SuperNode and hosts the tasks that it is handed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from trellis_kit import logs, processes
+from trellis_kit.lifecycle import EXIT_OK, Stop, run_service
+from trellis_kit.settings import load
+from trellis_runner.apps import Apps
+from trellis_runner.attendance import Attendance
+from trellis_runner.executor import Executor
+from trellis_runner.host import GuestHost
+from trellis_runner.settings import STOCK_FLAGS, VERSION
+from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
+
+from trellis_clientapp.guests import Guests
+from trellis_clientapp.settings import ClientAppSettings
+from trellis_clientapp.task import TaskHost
+
+_log = logging.getLogger(__name__)
+
+
+async def serve(settings: ClientAppSettings, stop: Stop) -> int:
+    """Attend until asked to stop (or until the first task is done, with --run-once)."""
+    processes.become_subreaper()
+    root, temporary = settings.work_root()
+    host = GuestHost(settings.guest_settings(root))
+    guests = Guests(host, settings.guest_lifetime)
+    apps = Apps(root)
+    try:
+        await host.start_or_fatal()
+        async with settings.channel(settings.clientappio_api_address, "--clientappio-api-address") as channel:
+            stub = appio_pb2_grpc.ClientAppIOStub(channel)
+            attendance = Attendance(stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token)
+
+            def begin(work: appio_pb2.Work) -> TaskHost:
+                return TaskHost(work, stub, guests, apps)
+
+            await Executor(attendance, begin, stop, once=settings.run_once).run()
+    finally:
+        await guests.close()
+        await host.stop()
+        if temporary:
+            apps.close()
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `trellis-clientapp`."""
+    settings = load(ClientAppSettings, prog="trellis-clientapp", argv=argv, stock_flags=STOCK_FLAGS)
+    logs.setup("clientapp", level=settings.log_level)
+    processes.make_non_dumpable()
+
+    async def run(stop: Stop) -> int:
+        return await serve(settings, stop)
+
+    sys.exit(run_service(run, grace=settings.grace))
+
+
+if __name__ == "__main__":
+    main()

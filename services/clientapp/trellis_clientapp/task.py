@@ -1,0 +1,176 @@
+"""One task: an instruction in, the app in a guest, a reply and the run's state out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from trellis_kit import logs
+from trellis_runner.apps import AppProblem, Apps
+from trellis_runner.attendance import persist
+from trellis_runner.frames import GuestGone
+from trellis_runner.host import GuestProblem, describe_end, guest_work
+from trellis_runner.log_push import LogPush
+from trellis_runner.records import FrameRecords, Packer, read_records
+from trellis_runner.transfer import Transfer, pack
+from trellis_wire import config
+from trellis_wire.messages import ErrorCode, MessageError, Metadata
+from trellis_wire.objects import ObjectError, ObjectSource, Tree
+from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
+from trellis_wire.records import Record, deflate, deflate_message, inflate, inflate_message
+
+from trellis_clientapp.guests import Guests
+
+_log = logging.getLogger(__name__)
+
+
+class TaskHost:
+    """Hosts one task from its order to its end. `stop()` ends it from outside: nothing is reported then."""
+
+    def __init__(
+        self, work: appio_pb2.Work, stub: appio_pb2_grpc.ClientAppIOAsyncStub, guests: Guests, apps: Apps
+    ) -> None:
+        self.token = work.token
+        self._work = work
+        self._stub = stub
+        self._guests = guests
+        self._apps = apps
+        self._transfer = Transfer(stub, work.token)
+        self._metadata = self._transfer.metadata
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the SuperNode has the reply."""
+        with logs.bound(run_id=self._work.run.run_id, node_id=self._work.run.node_id):
+            pushed_logs = LogPush(self._stub, self._metadata)
+            working = asyncio.create_task(self._reply(pushed_logs))
+            stopped = asyncio.create_task(self._stopped.wait())
+            try:
+                await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if self._stopped.is_set():
+                    return
+                request, sources = working.result()
+                await self._finish(request, sources)
+            finally:
+                working.cancel()
+                stopped.cancel()
+                await asyncio.gather(working, stopped, return_exceptions=True)
+                await pushed_logs.close()
+
+    async def _reply(self, pushed_logs: LogPush) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
+        tree, objects = await self._transfer.fetch(self._work.instruction)
+        instruction, error, records = inflate_message(tree, objects.__getitem__)
+        del objects
+        try:
+            app = await self._apps.open(self._work.run, self._fetch_fab)
+            if app.info.clientapp is None:
+                raise AppProblem("The app's pyproject.toml names no clientapp under [tool.flwr.app.components].")
+            state_tree, state = await self._state()
+        except (AppProblem, ObjectError) as problem:
+            _log.error("%s", problem)
+            return _error_reply(instruction, ErrorCode.INVALID_FAB, str(problem))
+        run, frame = self._work.run, FrameRecords()
+        work = guest_work(
+            run_id=run.run_id,
+            node_id=run.node_id,
+            node_config=config.from_appio(run.node_config),
+            run_config=app.run_config,
+            series_id=run.series_id,
+            app_dir=str(app.app_dir),
+            work_dir=str(app.work_dir),
+            reference=app.info.clientapp,
+            state=frame.describe(state),
+            message=frame.describe_message(instruction, error, records),
+        )
+        try:
+            guest = await self._guests.take(run.run_id, pushed_logs.add)
+        except GuestProblem as problem:
+            _log.error("%s", problem)
+            return _error_reply(instruction, ErrorCode.LOAD_CLIENT_APP, str(problem))
+        try:
+            await guest.frames.send(work, frame.buffers)
+            header, buffers = await guest.frames.receive()
+        except GuestGone:
+            code = await self._guests.drop(guest)
+            reason = f"The ClientApp's process {describe_end(code)}."
+            _log.error("%s", reason)
+            return _error_reply(instruction, ErrorCode.CLIENT_APP_CRASHED, reason)
+        except BaseException:
+            await self._guests.drop(guest, kill=True)
+            raise
+        guest.pump.flush()
+        self._guests.give_back(run.run_id, guest, header)
+        if header["op"] == "error":
+            return _error_reply(instruction, header["code"], header["reason"])
+        return (
+            await asyncio.to_thread(_reply_request, header, buffers, state_tree)
+            if sum(map(len, buffers)) > 1024 * 1024
+            else _reply_request(header, buffers, state_tree)
+        )
+
+    async def _fetch_fab(self, fab_hash: str) -> bytes:
+        request = appio_pb2.GetFabRequest(fab_hash=fab_hash)
+        response = await persist(lambda: self._stub.GetFab(request, metadata=self._metadata))
+        content: bytes = response.content
+        return content
+
+    async def _state(self) -> tuple[Tree | None, dict[str, Record]]:
+        if not self._work.HasField("state"):
+            return None, {}
+        tree, objects = await self._transfer.fetch(self._work.state)
+        return tree, inflate(tree, objects.__getitem__)
+
+    async def _finish(self, request: appio_pb2.FinishTaskRequest, sources: Mapping[str, ObjectSource]) -> None:
+        try:
+            while True:
+                response = await persist(lambda: self._stub.FinishTask(request, metadata=self._metadata))
+                if not response.missing_objects:
+                    return
+                await self._transfer.push(sources, response.missing_objects)
+        except grpc.aio.AioRpcError as error:
+            _log.warning("The SuperNode does not want this reply any more: %s", error.details())
+
+    def stop(self) -> None:
+        """End the guest now."""
+        self._stopped.set()
+
+
+def _reply_request(
+    header: dict[str, Any], buffers: list[bytearray], state_before: Tree | None
+) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
+    packer = Packer(buffers)
+    _, tree = packer.pack(header["message"])
+    sources = packer.objects
+    request = appio_pb2.FinishTaskRequest(reply=pack(tree, sources), runtime=header["runtime"])
+    state = read_records(header["state"], buffers)
+    if state or state_before is not None:
+        bundle = deflate(state)
+        if bundle.tree != state_before:
+            sources.update(bundle.objects)
+            request.state.CopyFrom(pack(bundle.tree, sources))
+    return request, sources
+
+
+def _error_reply(
+    instruction: Metadata, code: int, reason: str
+) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
+    now = time.time()
+    metadata = Metadata(
+        run_id=instruction.run_id,
+        message_id="",
+        src_node_id=instruction.dst_node_id,
+        dst_node_id=instruction.src_node_id,
+        reply_to_message_id=instruction.message_id,
+        group_id=instruction.group_id,
+        ttl=instruction.expires_at - now,
+        message_type=instruction.message_type,
+        created_at=now,
+        src_task_id=instruction.dst_task_id,
+        dst_task_id=instruction.src_task_id,
+    )
+    bundle = deflate_message(metadata, error=MessageError(code, reason))
+    return appio_pb2.FinishTaskRequest(reply=pack(bundle.tree, bundle.objects)), dict(bundle.objects)
