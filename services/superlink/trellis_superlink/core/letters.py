@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, or_, select, update
 from trellis_wire.messages import ErrorCode, MessageError, Metadata, error_reply_to
 from trellis_wire.objects import Tree
 
@@ -37,9 +37,36 @@ INSTRUCTION = messages.c.reply_to.is_(None)
 COMPLETE = messages.c.arrival.is_not(None)
 
 
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_STATUS = select(runs.c.status, runs.c.outcome, runs.c.details).where(runs.c.run_id == bindparam("run"))
+_UNREADY = select(messages).where(
+    messages.c.arrival.is_(None),
+    messages.c.state == int(MailState.OPEN),
+    or_(messages.c.message_id.in_(_IDS), messages.c.content_id.in_(_IDS)),
+)
+_READY = (
+    update(messages)
+    .where(messages.c.message_id == bindparam("id"))
+    .values(arrival=bindparam("number"), size=bindparam("bytes"))
+)
+_DONE = (
+    update(messages)
+    .where(messages.c.message_id.in_(_IDS), messages.c.state == int(MailState.OPEN))
+    .values(state=int(MailState.DONE))
+)
+_TO_FREE = select(messages.c.message_id).where(messages.c.state == int(MailState.DONE))
+_FREED = update(messages).where(messages.c.state == int(MailState.DONE)).values(state=int(MailState.FREED))
+_LAST_ARRIVAL = select(func.max(messages.c.arrival)).where(messages.c.run_id == bindparam("run"))
+_RUNTIME = (
+    update(runs)
+    .where(runs.c.run_id == bindparam("run"))
+    .values(clientapp_runtime=runs.c.clientapp_runtime + bindparam("seconds"))
+)
+
+
 def run_going_on(conn: Connection, run_id: int) -> None:
     """NotFound for an unknown run, RunOver for a finished one."""
-    row = conn.execute(select(runs.c.status, runs.c.outcome, runs.c.details).where(runs.c.run_id == run_id)).first()
+    row = conn.execute(_STATUS, {"run": run_id}).first()
     if row is None:
         raise NotFound("Run ID not found")
     if row.status == "finished":
@@ -112,56 +139,33 @@ class Letters:
         """These tops await nothing any more: the messages that are complete by that become deliverable."""
         rows: dict[str, Row] = {}
         for batch in trees.batches(tops):
-            for row in tx.conn.execute(
-                select(messages).where(
-                    messages.c.arrival.is_(None),
-                    messages.c.state == MailState.OPEN,
-                    or_(messages.c.message_id.in_(batch), messages.c.content_id.in_(batch)),
-                )
-            ):
+            for row in tx.conn.execute(_UNREADY, {"ids": batch}):
                 rows[row.message_id] = row
-        still = trees.waiting(tx.conn, [top for row in rows.values() for top in tops_of(row)])
-        self.complete(tx, [row for row in rows.values() if not still.intersection(tops_of(row))])
+        still = trees.waiting(tx.conn, [top for row in rows.values() for top in tops_of(row)]) if rows else set()
+        for row in rows.values():
+            if not still.intersection(tops_of(row)):
+                content = None if row.content_id is None else self._cache.get(tx.conn, row.content_id)
+                size = content.size if content else 0
+                number = 0 if row.reply_to is None else self.next_arrival(tx, row.run_id)
+                tx.conn.execute(_READY, {"id": row.message_id, "number": number, "bytes": size})
+                self.ready(tx, row, content)
 
-    def complete(self, tx: Tx, rows: Iterable[Row]) -> None:
-        """All objects of these messages are here."""
-        ready: list[dict[str, object]] = []
-        for row in rows:
-            content = None if row.content_id is None else self._cache.get(tx.conn, row.content_id)
-            size = content.size if content else 0
-            if row.reply_to is None:
-                ready.append({"id": row.message_id, "bytes": size})
-                tx.signal(node_topic(row.dst_node_id))
-            else:
-                self._accept_reply(tx, row, content)
-        if ready:
-            tx.conn.execute(
-                update(messages)
-                .where(messages.c.message_id == bindparam("id"))
-                .values(arrival=0, size=bindparam("bytes")),
-                ready,
-            )
-
-    def _accept_reply(self, tx: Tx, row: Row, content: Content | None) -> None:
-        now = self._ground.clock()
-        tx.conn.execute(
-            update(messages)
-            .where(messages.c.message_id == row.message_id)
-            .values(arrival=self._next_arrival(tx, row.run_id), size=content.size if content else 0)
-        )
+    def ready(self, tx: Tx, row: Row, content: Content | None) -> None:
+        """A message has become deliverable (its row says so): who waits for it is told, and a reply answers its
+        instruction."""
+        if row.reply_to is None:
+            tx.signal(node_topic(row.dst_node_id))
+            return
         self.done(tx, [row.reply_to])
         if row.runtime:
-            tx.conn.execute(
-                update(runs)
-                .where(runs.c.run_id == row.run_id)
-                .values(clientapp_runtime=runs.c.clientapp_runtime + row.runtime)
-            )
+            tx.conn.execute(_RUNTIME, {"run": row.run_id, "seconds": row.runtime})
         if content is not None:
-            metrics.keep(tx, row, Tree(row.message_id, (content.tree,)), now)
+            metrics.keep(tx, row, Tree(row.message_id, (content.tree,)), self._ground.clock())
         tx.signal(replies_topic(row.run_id))
 
-    def _next_arrival(self, tx: Tx, run_id: int) -> int:
-        last: int | None = tx.conn.scalar(select(func.max(messages.c.arrival)).where(messages.c.run_id == run_id))
+    def next_arrival(self, tx: Tx, run_id: int) -> int:
+        """The number of the next reply of a run."""
+        last: int | None = tx.conn.scalar(_LAST_ARRIVAL, {"run": run_id})
         return (last or 0) + 1
 
     # ---- ends
@@ -169,11 +173,7 @@ class Letters:
     def done(self, tx: Tx, message_ids: Sequence[str]) -> None:
         """Nobody needs these messages' objects any more; they are freed a little later."""
         for batch in trees.batches(message_ids):
-            tx.conn.execute(
-                update(messages)
-                .where(messages.c.message_id.in_(batch), messages.c.state == MailState.OPEN)
-                .values(state=MailState.DONE)
-            )
+            tx.conn.execute(_DONE, {"ids": batch})
         tx.afterwards(self.collect_soon)
 
     def run_over(self, tx: Tx, run_id: int) -> None:
@@ -194,10 +194,10 @@ class Letters:
         return await self._ground.db.write(self._collect)
 
     def _collect(self, tx: Tx) -> int:
-        ids = list(tx.conn.scalars(select(messages.c.message_id).where(messages.c.state == MailState.DONE)))
+        ids = list(tx.conn.scalars(_TO_FREE))
         if ids:
             self.let_go(tx, ids)
-            tx.conn.execute(update(messages).where(messages.c.state == MailState.DONE).values(state=MailState.FREED))
+            tx.conn.execute(_FREED)
         return len(ids)
 
     def let_go(self, tx: Tx, roots: Sequence[str]) -> None:
@@ -242,7 +242,7 @@ class Letters:
                 object_id=metadata.message_id, children="", refs=1, size=len(content), content=content
             )
         )
-        arrival = self._next_arrival(tx, metadata.run_id)
+        arrival = self.next_arrival(tx, metadata.run_id)
         tx.conn.execute(insert(messages).values(values_of(parcel, now, arrival=arrival)))
         tx.signal(replies_topic(metadata.run_id))
 

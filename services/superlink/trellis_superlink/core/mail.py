@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, func, insert, or_, select, update
 from trellis_wire.messages import (
     ErrorCode,
     MessageError,
@@ -36,7 +37,7 @@ from trellis_superlink.core.letters import (
 from trellis_superlink.core.nodes import UNHEARD, Nodes
 from trellis_superlink.core.parcels import INLINE_ANSWER, INLINE_OBJECT, Parcel, Pushed
 from trellis_superlink.core.principals import SUPERLINK_NODE_ID, Principal
-from trellis_superlink.core.treecache import TreeCache
+from trellis_superlink.core.treecache import Content, TreeCache
 from trellis_superlink.core.trees import Planting
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.signals import Listener, node_topic, replies_topic
@@ -48,16 +49,50 @@ MAX_DELIVERIES = 3
 
 @dataclass(frozen=True)
 class Reply:
+    """`instruction_id` is what it answers."""
+
     instruction_id: str
     parcel: Parcel
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a look at the database found for a node: `lost` too often, and what to hand out now."""
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_ROWS = select(messages).where(messages.c.message_id.in_(_IDS))
+_NEW = insert(messages)
+# A reply's own row, its instruction, and whatever reply that has already.
+_AROUND = select(messages).where(or_(messages.c.message_id.in_(_IDS), messages.c.reply_to == bindparam("instruction")))
+_OPEN = (
+    select(messages)
+    .where(
+        messages.c.dst_node_id == bindparam("node"),
+        messages.c.state == int(MailState.OPEN),
+        INSTRUCTION,
+        COMPLETE,
+        messages.c.expires_at > bindparam("now"),
+    )
+    .order_by(messages.c.pushed_at, messages.c.message_id)
+)
+_DELIVERED = update(messages).where(messages.c.message_id.in_(_IDS)).values(deliveries=messages.c.deliveries + 1)
+_INSTRUCTIONS = select(messages.c.message_id).where(
+    messages.c.message_id.in_(_IDS), messages.c.run_id == bindparam("run"), INSTRUCTION
+)
+_REPLIES_TO = select(messages).where(messages.c.reply_to.in_(_IDS), messages.c.run_id == bindparam("run"), COMPLETE)
+_ARRIVED = (
+    select(messages)
+    .where(messages.c.run_id == bindparam("run"), messages.c.arrival > bindparam("after"))
+    .order_by(messages.c.arrival)
+)
+_LAST = select(func.max(messages.c.arrival)).where(messages.c.run_id == bindparam("run"))
+_MINE = select(messages.c.message_id).where(
+    messages.c.message_id.in_(_IDS),
+    messages.c.run_id == bindparam("run"),
+    messages.c.reply_to.is_not(None),
+    COMPLETE,
+)
+_SMALL = select(objects.c.object_id, objects.c.content).where(
+    objects.c.object_id.in_(_IDS), objects.c.content.is_not(None), objects.c.size <= INLINE_OBJECT
+)
 
-    failed: Sequence[Row]
-    handed: Sequence[Row]
+_AT_ONCE = 4  # replies read together; each may bring its whole allowance of small objects
 
 
 class Mail:
@@ -95,10 +130,9 @@ class Mail:
             known = self._known(tx.conn, taken)
             new = list({p.tree.object_id: p for p in taken if p.tree.object_id not in known}.values())
             unreachable = [p for p in new if p.metadata.dst_node_id in away]
-            missing, rows = self._plant(tx, [(p, {}) for p in new if p.metadata.dst_node_id not in away], now)
-            self._letters.complete(tx, rows)
+            missing = self._plant(tx, [p for p in new if p.metadata.dst_node_id not in away], now)
             if unreachable:
-                tx.conn.execute(insert(messages), [values_of(p, now, state=MailState.FREED) for p in unreachable])
+                tx.conn.execute(_NEW, [values_of(p, now, state=MailState.FREED) for p in unreachable])
                 for row in self._rows(tx.conn, [p.tree.object_id for p in unreachable]):
                     self._letters.answer_with_error(tx, row, ErrorCode.NODE_UNAVAILABLE, UNHEARD)
             return self._still_missing(tx.conn, known.values(), missing)
@@ -121,27 +155,29 @@ class Mail:
             return Pushed([problem], [])
 
         def push(tx: Tx) -> Pushed:
-            known = self._known(tx.conn, [parcel])
-            if parcel.tree.object_id in known:
+            own = first = found = None
+            wanted = {"ids": [parcel.tree.object_id, meta.reply_to_message_id], "instruction": meta.reply_to_message_id}
+            for row in tx.conn.execute(_AROUND, wanted):
+                if row.message_id == parcel.tree.object_id:
+                    own = row
+                elif row.reply_to is not None:
+                    first = row
+                else:
+                    found = row
+            if own is not None:
                 run_going_on(tx.conn, meta.run_id)
-                return Pushed([""], self._still_missing(tx.conn, known.values(), []))
-            found = tx.conn.execute(
-                select(messages).where(messages.c.message_id == meta.reply_to_message_id, INSTRUCTION)
-            ).first()
+                return Pushed([""], self._still_missing(tx.conn, [own], []))
             if found is None:
                 return Pushed(["The reply answers an instruction that does not exist."], [])
             refusal = reply_problem(meta, metadata_of(found), now=now)
             if refusal:
                 return Pushed([refusal], [])
             run_going_on(tx.conn, meta.run_id)
-            first = tx.conn.execute(select(messages).where(messages.c.reply_to == found.message_id)).first()
             if first is not None:
                 if first.arrival is not None:
                     return Pushed(["The instruction was answered already."], [])
                 self._letters.drop(tx, first.message_id)
-            missing, rows = self._plant(tx, [(parcel, {"runtime": runtime})], now)
-            self._letters.complete(tx, rows)
-            return Pushed([""], missing)
+            return Pushed([""], self._plant(tx, [parcel], now, runtime))
 
         return await self._ground.db.write(push)
 
@@ -149,36 +185,40 @@ class Mail:
         return {row.message_id: row for row in self._rows(conn, [parcel.tree.object_id for parcel in parcels])}
 
     def _rows(self, conn: Connection, ids: Sequence[str]) -> list[Row]:
-        return [
-            row
-            for batch in trees.batches(ids)
-            for row in conn.execute(select(messages).where(messages.c.message_id.in_(batch)))
-        ]
+        return [row for batch in trees.batches(ids) for row in conn.execute(_ROWS, {"ids": batch})]
 
     def _still_missing(self, conn: Connection, known: Collection[Row], missing: Sequence[str]) -> list[str]:
         """What is missing of new messages and of those pushed again."""
         again = [top for row in known if row.arrival is None and row.state == MailState.OPEN for top in tops_of(row)]
         return list(dict.fromkeys([*missing, *trees.missing_below(conn, again)])) if again else list(missing)
 
-    def _plant(
-        self, tx: Tx, pushed: Sequence[tuple[Parcel, dict[str, object]]], now: float
-    ) -> tuple[list[str], list[Row]]:
-        """Stores messages with their trees; what is missing, and the rows of those that lack nothing."""
-        if not pushed:
-            return [], []
-        plantings = [
-            Planting(parcel.tree, [tree.object_id for tree in (parcel.tree, *parcel.tree.children)], parcel.objects)
-            for parcel, _more in pushed
-        ]
-        missing, tops = trees.register(tx, plantings)
-        tx.conn.execute(insert(messages), [values_of(parcel, now, **more) for parcel, more in pushed])
-        rows = self._rows(tx.conn, [parcel.tree.object_id for parcel, _more in pushed])
-        waiting = trees.waiting(tx.conn, [top for row in rows for top in tops_of(row)]) if missing else set()
-        complete = [row for row in rows if not waiting.intersection(tops_of(row))]
-        if tops:  # contents that came along may complete other messages too
-            self._letters.completed(tx, [top for top in tops if top not in {r.message_id for r in rows}])
-            complete = [row for row in self._rows(tx.conn, [r.message_id for r in complete]) if row.arrival is None]
-        return missing, complete
+    def _plant(self, tx: Tx, parcels: Sequence[Parcel], now: float, runtime: float | None = None) -> list[str]:
+        """Stores messages with their trees; those that lack nothing are deliverable. What is missing."""
+        if not parcels:
+            return []
+        registered = trees.register(
+            tx, [Planting(p.tree, [t.object_id for t in (p.tree, *p.tree.children)], p.objects) for p in parcels]
+        )
+        rows = []
+        ready: list[tuple[Row, Content | None]] = []
+        for parcel in parcels:
+            values = values_of(parcel, now, runtime=runtime)
+            sizes = [registered.sizes[object_id] for object_id in parcel.tree.post_order()]
+            if None not in sizes:
+                own = len(sizes) - 1  # the message's own object comes last
+                content = None
+                if parcel.tree.children:
+                    content = self._cache.put(parcel.tree.children[0], sum(size or 0 for size in sizes[:own]))
+                    values["size"] = content.size
+                reply = values["reply_to"] is not None
+                values["arrival"] = self._letters.next_arrival(tx, parcel.metadata.run_id) if reply else 0
+                ready.append((SimpleNamespace(**values), content))
+            rows.append(values)
+        tx.conn.execute(_NEW, rows)
+        for row, content in ready:
+            self._letters.ready(tx, row, content)
+        self._letters.completed(tx, registered.completed)
+        return registered.missing
 
     # ---- to nodes
 
@@ -198,33 +238,24 @@ class Mail:
         self._nodes.heartbeat(who)
         with _Hold(self._held, node_id, self._ground.signals.listen(node_topic(node_id))) as hold:
             ends = self._ground.clock() + timeout
+            busy = frozenset(working_on)
+            look = await self._ground.db.read(lambda conn: self._anything(conn, node_id, busy))
             while True:
-                if await self._ground.db.read(lambda conn: self._anything(conn, node_id, working_on)):
+                if look:
                     if hold.superseded:
                         return []
                     found = await self._ground.db.write(
-                        lambda tx: self._hand_out(tx, node_id, max(limit, 1), frozenset(working_on), inline)
+                        lambda tx: self._hand_out(tx, node_id, max(limit, 1), busy, inline)
                     )
                     if found:
                         return found
                 left = ends - self._ground.clock()
                 if left <= 0 or not await hold.listener.wait(left) or hold.superseded:
                     return []
+                look = True
 
     def _open(self, conn: Connection, node_id: int) -> list[Row]:
-        return list(
-            conn.execute(
-                select(messages)
-                .where(
-                    messages.c.dst_node_id == node_id,
-                    messages.c.state == MailState.OPEN,
-                    INSTRUCTION,
-                    COMPLETE,
-                    messages.c.expires_at > self._ground.clock(),
-                )
-                .order_by(messages.c.pushed_at, messages.c.message_id)
-            )
-        )
+        return list(conn.execute(_OPEN, {"node": node_id, "now": self._ground.clock()}))
 
     def _anything(self, conn: Connection, node_id: int, working_on: Collection[str]) -> bool:
         return any(row.message_id not in working_on for row in self._open(conn, node_id))
@@ -241,11 +272,7 @@ class Mail:
                 )
         handed = [row for row in todo if row.deliveries < MAX_DELIVERIES][:limit]
         if handed:
-            tx.conn.execute(
-                update(messages)
-                .where(messages.c.message_id.in_([row.message_id for row in handed]))
-                .values(deliveries=messages.c.deliveries + 1)
-            )
+            tx.conn.execute(_DELIVERED, {"ids": [row.message_id for row in handed]})
         return self._parcels(tx.conn, handed, inline)
 
     def _parcels(self, conn: Connection, rows: Sequence[Row], inline: int) -> list[Parcel]:
@@ -277,75 +304,65 @@ class Mail:
         always); ends after the last. For what cannot come any more, the error the SuperLink makes (3 expired or never
         there, 4 reply expired, 5 node unavailable, 8 node crashed). RunOver."""
         run_id = who.run
-        remaining = dict.fromkeys(instruction_ids)
+        remaining = set(instruction_ids)
         with self._ground.signals.listen(replies_topic(run_id)) as listener:
-            found, last = await self._ground.db.read(lambda conn: self._first_look(conn, run_id, list(remaining)))
-            while True:
-                for instruction_id, row in found:
-                    if instruction_id not in remaining:
-                        continue
-                    del remaining[instruction_id]
-                    yield await self._reply(run_id, instruction_id, row, inline)
-                if not remaining:
-                    return
-                await listener.wait()
-                found, last = await self._ground.db.read(partial(self._arrived, run_id=run_id, after=last))
+            first_look = partial(
+                self._first_look, run_id=run_id, ids=list(dict.fromkeys(instruction_ids)), inline=inline
+            )
+            strangers, news = await self._ground.db.read(first_look)
+            for instruction_id in strangers:
+                remaining.discard(instruction_id)
+                yield Reply(instruction_id, self._stranger(run_id, instruction_id))
+            while remaining:
+                for row in news.rows:
+                    if row.reply_to in remaining:
+                        remaining.discard(row.reply_to)
+                        parcel = news.parcels.get(row.message_id) or await self._parcel_of(row, inline)
+                        yield Reply(row.reply_to, parcel)
+                if remaining:
+                    await listener.wait()
+                    news = await self._ground.db.read(
+                        partial(self._arrived, run_id=run_id, after=news.last, inline=inline)
+                    )
 
     def _first_look(
-        self, conn: Connection, run_id: int, ids: Sequence[str]
-    ) -> tuple[list[tuple[str, Row | None]], int]:
-        """The replies there are, None for instructions there never were, and the last arrival looked at."""
+        self, conn: Connection, run_id: int, ids: Sequence[str], inline: int
+    ) -> tuple[Sequence[str], _News]:
+        """The ids that are no instructions of the run, and the replies there are."""
         run_going_on(conn, run_id)
         known: set[str] = set()
         rows: list[Row] = []
         for batch in trees.batches(ids):
-            known.update(
-                conn.scalars(
-                    select(messages.c.message_id).where(
-                        messages.c.message_id.in_(batch), messages.c.run_id == run_id, INSTRUCTION
-                    )
-                )
-            )
-            rows.extend(
-                conn.execute(
-                    select(messages).where(messages.c.reply_to.in_(batch), messages.c.run_id == run_id, COMPLETE)
-                )
-            )
+            known.update(conn.scalars(_INSTRUCTIONS, {"ids": batch, "run": run_id}))
+            rows.extend(conn.execute(_REPLIES_TO, {"ids": batch, "run": run_id}))
         rows.sort(key=lambda row: int(row.arrival))
-        strangers: list[tuple[str, Row | None]] = [(i, None) for i in ids if i not in known]
-        last = conn.scalar(
-            select(messages.c.arrival)
-            .where(messages.c.run_id == run_id, COMPLETE)
-            .order_by(messages.c.arrival.desc())
-            .limit(1)
-        )
-        return strangers + [(row.reply_to, row) for row in rows], last or 0
+        last: int | None = conn.scalar(_LAST, {"run": run_id})
+        return [i for i in ids if i not in known], _News(rows, last or 0, self._ready_parcels(conn, rows, inline))
 
-    def _arrived(self, conn: Connection, run_id: int, after: int) -> tuple[list[tuple[str, Row | None]], int]:
+    def _arrived(self, conn: Connection, run_id: int, after: int, inline: int) -> _News:
         run_going_on(conn, run_id)
-        rows = conn.execute(
-            select(messages).where(messages.c.run_id == run_id, messages.c.arrival > after).order_by(messages.c.arrival)
-        ).all()
-        return [(row.reply_to, row) for row in rows], rows[-1].arrival if rows else after
+        rows = conn.execute(_ARRIVED, {"run": run_id, "after": after}).all()
+        return _News(rows, rows[-1].arrival if rows else after, self._ready_parcels(conn, rows, inline))
 
-    async def _reply(self, run_id: int, instruction_id: str, row: Row | None, inline: int) -> Reply:
-        if row is None:
-            return Reply(instruction_id, self._stranger(run_id, instruction_id))
-        late = row.expires_at <= self._ground.clock() and row.src_node_id != SUPERLINK_NODE_ID
-        current: Row = row
-        if row.state == MailState.OPEN and late:
-            current = await self._ground.db.write(partial(self._reply_expired, reply=row))
-        if current.state != MailState.OPEN:  # taken before: its objects are gone or going
-            return Reply(instruction_id, self._stranger(run_id, instruction_id))
-        parcels = await self._ground.db.read(lambda conn: self._parcels(conn, [current], max(inline, 1)))
-        return Reply(instruction_id, parcels[0])
+    def _ready_parcels(self, conn: Connection, rows: Sequence[Row], inline: int) -> dict[str, Parcel]:
+        """The first few of these replies as they are to be told; the others are read when it is their turn."""
+        now = self._ground.clock()
+        good = [row for row in rows if row.state == MailState.OPEN and not _late(row, now)]
+        return {row.message_id: self._parcels(conn, [row], max(inline, 1))[0] for row in good[:_AT_ONCE]}
+
+    async def _parcel_of(self, row: Row, inline: int) -> Parcel:
+        if row.state == MailState.OPEN and _late(row, self._ground.clock()):
+            row = await self._ground.db.write(partial(self._reply_expired, reply=row))
+        if row.state != MailState.OPEN:  # taken before: its objects are gone or going
+            return self._stranger(row.run_id, row.reply_to)
+        return (await self._ground.db.read(lambda conn: self._parcels(conn, [row], max(inline, 1))))[0]
 
     def _reply_expired(self, tx: Tx, reply: Row) -> Row:
         instruction = self._rows(tx.conn, [reply.reply_to])[0]
         self._letters.replace_with_error(
             tx, reply, instruction, ErrorCode.REPLY_UNAVAILABLE, "The reply expired before it was asked for."
         )
-        return tx.conn.execute(select(messages).where(messages.c.reply_to == reply.reply_to)).one()
+        return tx.conn.execute(_REPLIES_TO, {"ids": [reply.reply_to], "run": reply.run_id}).one()
 
     def _stranger(self, run_id: int, instruction_id: str) -> Parcel:
         """Error 3 for what was never there or was taken before; made up for the one who asks, stored nowhere."""
@@ -367,17 +384,23 @@ class Mail:
 
         def take(tx: Tx) -> None:
             for batch in trees.batches(message_ids):
-                mine = tx.conn.scalars(
-                    select(messages.c.message_id).where(
-                        messages.c.message_id.in_(batch),
-                        messages.c.run_id == run_id,
-                        messages.c.reply_to.is_not(None),
-                        COMPLETE,
-                    )
-                ).all()
+                mine = tx.conn.scalars(_MINE, {"ids": batch, "run": run_id}).all()
                 self._letters.done(tx, mine)
 
         await self._ground.db.write(take)
+
+
+@dataclass(frozen=True)
+class _News:
+    """Replies that arrived; `last` is the number of the last one looked at, `parcels` those read already."""
+
+    rows: Sequence[Row]
+    last: int
+    parcels: Mapping[str, Parcel]
+
+
+def _late(reply: Row, now: float) -> bool:
+    return bool(reply.expires_at <= now and reply.src_node_id != SUPERLINK_NODE_ID)
 
 
 class _Hold:
@@ -407,11 +430,7 @@ def _small(conn: Connection, ids: Sequence[str], most: int) -> dict[str, bytes]:
     """The contents of those that live in their rows, in the order given, `most` bytes of them; the first one always."""
     rows: dict[str, bytes] = {}
     for batch in trees.batches(ids):
-        for row in conn.execute(
-            select(objects.c.object_id, objects.c.content).where(
-                objects.c.object_id.in_(batch), objects.c.content.is_not(None), objects.c.size <= INLINE_OBJECT
-            )
-        ):
+        for row in conn.execute(_SMALL, {"ids": batch}):
             rows[row.object_id] = row.content
     chosen: dict[str, bytes] = {}
     total = 0

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 from trellis_wire.objects import ObjectError, Tree
 from trellis_wire.records import metric_records
 
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.tables import metrics, objects
+
+_CONTENTS = select(objects.c.object_id, objects.c.content).where(
+    objects.c.object_id.in_(bindparam("ids", expanding=True))
+)
+_KEEP = insert(metrics)
 
 
 def keep(tx: Tx, reply: Any, tree: Tree, received_at: float) -> None:
@@ -22,11 +27,7 @@ def keep(tx: Tx, reply: Any, tree: Tree, received_at: float) -> None:
         for id_ in (content.object_id, *(record.object_id for record in content.children))
     ]
     contents: dict[str, bytes] = {
-        row.object_id: row.content
-        for row in tx.conn.execute(
-            select(objects.c.object_id, objects.c.content).where(objects.c.object_id.in_(ids[:500]))
-        )
-        if row.content is not None
+        row.object_id: row.content for row in tx.conn.execute(_CONTENTS, {"ids": ids[:500]}) if row.content is not None
     }
     try:
         records = metric_records(tree, contents.get)
@@ -46,4 +47,4 @@ def keep(tx: Tx, reply: Any, tree: Tree, received_at: float) -> None:
         for name, record in records.items()
     ]
     if rows:
-        tx.conn.execute(insert(metrics), rows)
+        tx.conn.execute(_KEEP, rows)

@@ -268,19 +268,17 @@ class Runs:
     def _keep_state(self, tx: Tx, run_id: int, state: State) -> builtins.list[str]:
         root = state.tree.object_id
         kept = tx.conn.scalar(select(contexts.c.root_id).where(contexts.c.run_id == run_id))
-        if kept == root:
-            missing = trees.missing_below(tx.conn, [root])
-            if not missing:
-                return []
+        if kept == root and not trees.missing_below(tx.conn, [root]):
+            return []
         planting = trees.Planting(state.tree, [root], state.objects)
-        missing, tops = trees.register(tx, [planting])
-        self._letters.completed(tx, tops)
+        registered = trees.register(tx, [planting])
+        self._letters.completed(tx, registered.completed)
         if kept is None:
             tx.conn.execute(insert(contexts).values(run_id=run_id, root_id=root))
         else:
             self._letters.let_go(tx, [kept])
             tx.conn.execute(update(contexts).where(contexts.c.run_id == run_id).values(root_id=root))
-        return missing
+        return registered.missing
 
     # ---- inside transactions
 

@@ -31,6 +31,18 @@ class TreeCache:
         self._contents: OrderedDict[str, Content] = OrderedDict()
         self._ids = 0
 
+    def put(self, tree: Tree, size: int) -> Content:
+        """A content that was just proved to be all here."""
+        content = Content(tree, frozenset(tree.post_order()), size)
+        with self._lock:
+            if tree.object_id not in self._contents:
+                self._contents[tree.object_id] = content
+                self._ids += len(content.ids)
+                while self._ids > _MAX_IDS and len(self._contents) > 1:
+                    _root, oldest = self._contents.popitem(last=False)
+                    self._ids -= len(oldest.ids)
+        return content
+
     def get(self, conn: Connection, root: str) -> Content:
         """Only for a root whose objects are all here: before that a tree is a claim that nothing has proved. KeyError
         when it was freed."""
@@ -39,13 +51,4 @@ class TreeCache:
             if content is not None:
                 self._contents.move_to_end(root)
                 return content
-        tree, size = trees.load(conn, root)
-        content = Content(tree, frozenset(tree.post_order()), size)
-        with self._lock:
-            if root not in self._contents:
-                self._contents[root] = content
-                self._ids += len(content.ids)
-                while self._ids > _MAX_IDS and len(self._contents) > 1:
-                    _root, oldest = self._contents.popitem(last=False)
-                    self._ids -= len(oldest.ids)
-        return content
+        return self.put(*trees.load(conn, root))

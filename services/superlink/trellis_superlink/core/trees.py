@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, select, update
 from trellis_wire.objects import Tree
 
 from trellis_superlink.core.errors import BadObject
@@ -23,6 +23,27 @@ from trellis_superlink.store.tables import awaited, objects
 
 _T = TypeVar("_T")
 _BATCH = 500  # ids in one statement; SQLite takes 32,766 variables
+
+# Statements are built once: building one costs four times as much as running it.
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_KNOWN = select(objects.c.object_id, objects.c.children, objects.c.size).where(objects.c.object_id.in_(_IDS))
+_HELD = select(objects.c.object_id, objects.c.children, objects.c.refs, objects.c.location).where(
+    objects.c.object_id.in_(_IDS)
+)
+_NEW = insert(objects)
+_MORE = update(objects).where(objects.c.object_id == bindparam("id")).values(refs=objects.c.refs + bindparam("added"))
+_FILL = (
+    update(objects)
+    .where(objects.c.object_id == bindparam("id"))
+    .values(size=bindparam("length"), content=bindparam("bytes"))
+)
+_FREE = delete(objects).where(objects.c.object_id.in_(_IDS))
+_AWAIT = insert(awaited)
+_FORGET = delete(awaited).where(awaited.c.object_id.in_(_IDS) | awaited.c.top_id.in_(_IDS))
+_AWAITED_BELOW = select(awaited.c.object_id, awaited.c.top_id).where(awaited.c.top_id.in_(_IDS))
+_TOPS_WAITING = select(awaited.c.top_id).where(awaited.c.top_id.in_(_IDS)).distinct()
+_TOPS_OF = select(awaited.c.top_id).where(awaited.c.object_id.in_(_IDS))
+_ARRIVED = delete(awaited).where(awaited.c.object_id.in_(_IDS))
 
 
 def batches(items: Iterable[_T], size: int = _BATCH) -> Iterator[list[_T]]:
@@ -50,10 +71,19 @@ class _Seen:
     content: bytes | None = None  # to be written
 
 
-def register(tx: Tx, plantings: Sequence[Planting]) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class Registered:
+    """`missing`: ids whose content is still to come, children first. `completed`: tops known before that the contents
+    given have completed. `sizes`: bytes of each object, None for the missing."""
+
+    missing: list[str]
+    completed: list[str]
+    sizes: Mapping[str, int | None]
+
+
+def register(tx: Tx, plantings: Sequence[Planting]) -> Registered:
     """Adds one reference to each root and whatever rows are new.
 
-    Returns the ids whose content is missing (children first) and the tops that the contents given have completed.
     BadObject when a tree gives an object other children than it is known to have.
     """
     seen: dict[str, _Seen] = {}
@@ -67,9 +97,7 @@ def register(tx: Tx, plantings: Sequence[Planting]) -> tuple[list[str], list[str
                 raise BadObject(f"Object {object_id[:16]}... has different children in different trees.")
             order[object_id] = None
     for batch in batches(order):
-        for row in tx.conn.execute(
-            select(objects.c.object_id, objects.c.children, objects.c.size).where(objects.c.object_id.in_(batch))
-        ):
+        for row in tx.conn.execute(_KNOWN, {"ids": batch}):
             seen[row.object_id] = _Seen(split(row.children), True, row.size)
     for object_id, children in claimed.items():
         entry = seen.get(object_id)
@@ -95,7 +123,7 @@ def register(tx: Tx, plantings: Sequence[Planting]) -> tuple[list[str], list[str
     missing = [object_id for object_id in order if seen[object_id].size is None]
     if missing:
         _await(tx, plantings, set(missing))
-    return missing, arrive(tx, arrived)
+    return Registered(missing, arrive(tx, arrived), {object_id: entry.size for object_id, entry in seen.items()})
 
 
 def _write(tx: Tx, seen: Mapping[str, _Seen]) -> None:
@@ -117,19 +145,11 @@ def _write(tx: Tx, seen: Mapping[str, _Seen]) -> None:
         if entry.known and entry.content is not None
     ]
     if new:
-        tx.conn.execute(insert(objects), new)
+        tx.conn.execute(_NEW, new)
     if more:
         tx.conn.execute(_MORE, more)
     if filled:
         tx.conn.execute(_FILL, filled)
-
-
-_MORE = update(objects).where(objects.c.object_id == bindparam("id")).values(refs=objects.c.refs + bindparam("added"))
-_FILL = (
-    update(objects)
-    .where(objects.c.object_id == bindparam("id"))
-    .values(size=bindparam("length"), content=bindparam("bytes"))
-)
 
 
 def _await(tx: Tx, plantings: Sequence[Planting], missing: set[str]) -> None:
@@ -145,10 +165,10 @@ def _await(tx: Tx, plantings: Sequence[Planting], missing: set[str]) -> None:
             below = [top] if top == planting.tree.object_id and len(planting.tops) > 1 else nodes[top].nodes()
             wanted.update((object_id, top) for object_id in below if object_id in missing)
     for batch in batches(done):
-        known = tx.conn.execute(select(awaited.c.object_id, awaited.c.top_id).where(awaited.c.top_id.in_(batch)))
+        known = tx.conn.execute(_AWAITED_BELOW, {"ids": batch})
         wanted.difference_update((row.object_id, row.top_id) for row in known)
     if wanted:
-        tx.conn.execute(insert(awaited), [{"object_id": object_id, "top_id": top} for object_id, top in wanted])
+        tx.conn.execute(_AWAIT, [{"object_id": object_id, "top_id": top} for object_id, top in wanted])
 
 
 def arrive(tx: Tx, object_ids: Sequence[str]) -> list[str]:
@@ -157,8 +177,8 @@ def arrive(tx: Tx, object_ids: Sequence[str]) -> list[str]:
         return []
     tops: set[str] = set()
     for batch in batches(object_ids):
-        tops.update(tx.conn.scalars(select(awaited.c.top_id).where(awaited.c.object_id.in_(batch))))
-        tx.conn.execute(delete(awaited).where(awaited.c.object_id.in_(batch)))
+        tops.update(tx.conn.scalars(_TOPS_OF, {"ids": batch}))
+        tx.conn.execute(_ARRIVED, {"ids": batch})
     return sorted(tops - waiting(tx.conn, tops))
 
 
@@ -166,7 +186,7 @@ def waiting(conn: Connection, tops: Iterable[str]) -> set[str]:
     """Of these tops, those that still await an object."""
     found: set[str] = set()
     for batch in batches(tops):
-        found.update(conn.scalars(select(awaited.c.top_id).where(awaited.c.top_id.in_(batch)).distinct()))
+        found.update(conn.scalars(_TOPS_WAITING, {"ids": batch}))
     return found
 
 
@@ -174,7 +194,7 @@ def missing_below(conn: Connection, tops: Iterable[str]) -> list[str]:
     """What these tops still await."""
     found: dict[str, None] = {}
     for batch in batches(tops):
-        for object_id in conn.scalars(select(awaited.c.object_id).where(awaited.c.top_id.in_(batch))):
+        for object_id in conn.scalars(_AWAITED_BELOW, {"ids": batch}):
             found[object_id] = None
     return list(found)
 
@@ -189,11 +209,7 @@ def release(tx: Tx, roots: Iterable[str]) -> list[str]:
         freed: list[str] = []
         fewer: list[dict[str, object]] = []
         for batch in batches(taken):
-            for row in tx.conn.execute(
-                select(objects.c.object_id, objects.c.children, objects.c.refs, objects.c.location).where(
-                    objects.c.object_id.in_(batch)
-                )
-            ):
+            for row in tx.conn.execute(_HELD, {"ids": batch}):
                 if row.refs > taken[row.object_id]:
                     fewer.append({"id": row.object_id, "added": -taken[row.object_id]})
                     continue
@@ -204,8 +220,8 @@ def release(tx: Tx, roots: Iterable[str]) -> list[str]:
         if fewer:
             tx.conn.execute(_MORE, fewer)
         for batch in batches(freed):
-            tx.conn.execute(delete(objects).where(objects.c.object_id.in_(batch)))
-            tx.conn.execute(delete(awaited).where(awaited.c.object_id.in_(batch) | awaited.c.top_id.in_(batch)))
+            tx.conn.execute(_FREE, {"ids": batch})
+            tx.conn.execute(_FORGET, {"ids": batch})
         taken = below
     return locations
 
@@ -219,9 +235,7 @@ def load(conn: Connection, root: str) -> tuple[Tree, int]:
     while level:
         following: set[str] = set()
         for batch in batches(level):
-            for row in conn.execute(
-                select(objects.c.object_id, objects.c.children, objects.c.size).where(objects.c.object_id.in_(batch))
-            ):
+            for row in conn.execute(_KNOWN, {"ids": batch}):
                 children = split(row.children)
                 rows[row.object_id] = children
                 size += row.size or 0

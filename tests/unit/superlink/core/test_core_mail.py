@@ -185,9 +185,7 @@ async def test_a_lost_instruction_comes_three_times_then_fails(w: World) -> None
     [reply] = await replies(w, who, [sent.id])
     assert reply.parcel.error is not None
     assert reply.parcel.error.code == 8
-    assert "answered already" in (
-        await w.core.mail.push_reply(node, answer(sent.meta, records()).full())
-    ).refusals[0]
+    assert "answered already" in (await w.core.mail.push_reply(node, answer(sent.meta, records()).full())).refusals[0]
 
 
 async def test_an_instruction_that_expires_is_answered_with_error_3(w: World) -> None:
