@@ -60,7 +60,7 @@ class SuperLink:
         self._servers = [self.appio, self.fleet, self.control]
         if settings.health_server_address is not None:
             self._servers.append(GrpcServer("health", settings.health_server_address, None))
-        self.ops = OpsServer(settings.ops_address, self._ready, self.metrics.registry)
+        self.ops = OpsServer(settings.ops_address, self.ready, self.metrics.registry)
         self._isolation: Isolation | None = None
 
     def _server(self, name: str, address: str, tls: object, services: tuple[Service, ...]) -> GrpcServer:
@@ -79,7 +79,8 @@ class SuperLink:
             )
         return [Anybody()]
 
-    async def _ready(self) -> str | None:
+    async def ready(self) -> str | None:
+        """Why the SuperLink is not ready, or None."""
         if self.drain.begun:
             return "The SuperLink stops."
         return await self.core.problem()
@@ -101,15 +102,16 @@ class SuperLink:
     async def watch(self) -> None:
         """Keeps the gauges; ends with its task."""
         while True:
-            await self._gauge()
+            await self.gauge()
             await asyncio.sleep(5)
 
-    async def _gauge(self) -> None:
+    async def gauge(self) -> None:
+        """Takes a look at the core."""
         counts = await self.core.counts()
         for status, count in counts.runs.items():
             self.metrics.runs.labels(status).set(count)
         self.metrics.nodes_online.set(counts.nodes_online)
-        self.metrics.executors.set(len(self.core.executors.attending()))
+        self.metrics.executors.set(counts.executors)
 
     async def stop(self, grace: float) -> None:
         """Held calls are answered, streams told to come again, transfers may finish within `grace` seconds."""
