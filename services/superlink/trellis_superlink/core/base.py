@@ -44,4 +44,5 @@ class Ground:
     async def settle(self) -> None:
         """Waits for the background work."""
         while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+            done, _pending = await asyncio.wait(tuple(self._tasks))
+            self._tasks.difference_update(done)  # their own callbacks may not have run yet

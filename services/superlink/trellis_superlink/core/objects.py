@@ -249,7 +249,9 @@ class Objects:
         if who.kind is Kind.NODE:
             run_going_on(conn, run_id)
             roots = roots.where(messages.c.dst_node_id == who.node_id, INSTRUCTION, messages.c.deliveries > 0)
-        elif who.run == run_id:
+        elif who.run != run_id:
+            return set()
+        else:
             roots = roots.where(messages.c.reply_to.is_not(None))
             root = conn.scalar(select(contexts.c.root_id).where(contexts.c.run_id == run_id))
             if root is not None and not trees.waiting(conn, [root]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import func, select
-
 from trellis_superlink.core.executors import Attendance, Hello, Work
 from trellis_superlink.core.parcels import Parcel
 from trellis_superlink.core.principals import NO_ACCOUNT, SYSTEM, Principal
@@ -183,7 +183,8 @@ class World:
     async def rest(self) -> None:
         """What is due now has happened, and what is done with is freed."""
         while self.core._ground.deadlines._tasks:
-            await self.core._ground.deadlines._tasks.copy().pop()
+            await asyncio.wait(self.core._ground.deadlines._tasks.copy())
+            await asyncio.sleep(0)
         await self.core.collect()
         await self.core._ground.settle()
 

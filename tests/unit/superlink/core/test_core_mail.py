@@ -9,7 +9,6 @@ import time
 import pytest
 from core_world import World, answer, ids, instruct, letter, records
 from sqlalchemy import select
-
 from trellis_superlink.core.errors import RunOver
 from trellis_superlink.core.mail import Reply
 from trellis_superlink.core.principals import NO_ACCOUNT, Principal
