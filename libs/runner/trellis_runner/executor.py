@@ -72,6 +72,9 @@ class Executor:
     def _take(self, work: appio_pb2.Work) -> None:
         if work.token in self._work:
             return  # told twice, over a reconnect
+        if self._attendance.draining:
+            self._attendance.hand_back(work.token)
+            return
         hosted = self._begin(work)
         self._attendance.begin(work.token)
         task = asyncio.create_task(hosted.run(), name=f"work-{work.run.run_id}")

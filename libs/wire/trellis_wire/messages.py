@@ -167,6 +167,25 @@ def error_reply_to(instruction: Metadata, error: MessageError, *, now: float) ->
     return replace(metadata, message_id=object_id(content)), content
 
 
+def error_reply_from_node(instruction: Metadata, error: MessageError, *, now: float) -> tuple[Metadata, bytes]:
+    """The reply of a node that could not do what it was told: metadata with its id, and the Message object."""
+    metadata = Metadata(
+        run_id=instruction.run_id,
+        message_id="",
+        src_node_id=instruction.dst_node_id,
+        dst_node_id=instruction.src_node_id,
+        reply_to_message_id=instruction.message_id,
+        group_id=instruction.group_id,
+        ttl=max(instruction.expires_at - now, TTL_TOLERANCE),
+        message_type=instruction.message_type,
+        created_at=now,
+        src_task_id=instruction.dst_task_id,
+        dst_task_id=instruction.src_task_id,
+    )
+    content = encode_message_object(metadata, None, error)
+    return replace(metadata, message_id=object_id(content)), content
+
+
 def metadata_problem(metadata: Metadata, *, now: float) -> str | None:
     """The rule that any stored message breaks (WIRE rules of Flower 1.20-1.42), in one sentence; None when none."""
     if not metadata.message_id:
