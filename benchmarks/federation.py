@@ -31,7 +31,7 @@ class Setup:
     superlink: str
     nodes: str
     count: int = 2
-    options: tuple[str, ...] = ()  # further flags of the SuperLink
+    superlink_program: tuple[str, ...] = ()  # in place of the release's own
 
     @property
     def label(self) -> str:
@@ -60,8 +60,10 @@ class Federation:
         """All of them, those that depend on others first."""
         return [*self.others, *self.nodes, self.superlink]
 
-    def submit(self, app: Path, config: dict[str, str | int | float | bool], timeout: float) -> tuple[float, list[Line]]:
-        """Run an app with the command line of the SuperLink's release, to its end: (when submitted, lines of its log)."""
+    def submit(
+        self, app: Path, config: dict[str, str | int | float | bool], timeout: float
+    ) -> tuple[float, list[Line]]:
+        """Run an app to its end, by the command line of the SuperLink's release: (when submitted, lines of its log)."""
         release = self.setup.superlink
         env = _environment(self.folder / "cli", None if release == TRELLIS else venvs.ensure(release))
         copy = self.folder / "app"
@@ -114,6 +116,7 @@ def _environment(home: Path, venv: Path | None) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "200",
+        "PYTHONPATH": str(Path(__file__).parent.parent) if venv is None else "",  # benchmarks.unsigned
     }
 
 
@@ -134,12 +137,11 @@ def running(setup: Setup) -> Iterator[Federation]:
 
 
 def _launch(
-    name: str, release: str, program: str, options: Sequence[str], folder: Path, started: list[Process]
+    name: str, release: str, program: Sequence[str], options: Sequence[str], folder: Path, started: list[Process]
 ) -> Process:
     venv = None if release == TRELLIS else venvs.ensure(release)
-    argv = [_program(program, None if release == TRELLIS else release), *options]
     home = folder / name
-    process = start(name, argv, _environment(home, venv), home)
+    process = start(name, [*program, *options], _environment(home, venv), home)
     started.append(process)
     return process
 
@@ -153,7 +155,7 @@ def _superlink(setup: Setup, folder: Path, started: list[Process]) -> Federation
         options += _addresses(appio, fleet, control)
         options += ["--isolation", "process", "--storage-dir", str(folder / "superlink" / "objects")]
         ports = [fleet, control, appio]
-        program = "trellis-superlink"
+        program = [_program("trellis-superlink", None)]
     else:
         version = minor(release)
         options += ["--isolation", "subprocess"]
@@ -170,13 +172,13 @@ def _superlink(setup: Setup, folder: Path, started: list[Process]) -> Federation
             options += ["--fleet-api-address", f"127.0.0.1:{fleet}"] if version < HTTP_FLEET else []
             options += ["--control-api-address", f"127.0.0.1:{control}"] if version < HTTP_CONTROL else []
         ports = sorted({fleet, control, appio})
-        program = "flower-superlink"
-    process = _launch("superlink", release, program, [*options, *setup.options], folder, started)
+        program = [_program("flower-superlink", release)]
+    process = _launch("superlink", release, setup.superlink_program or program, options, folder, started)
     federation = Federation(setup, folder, process, fleet, control, appio)
     wait_until("the SuperLink listens", lambda: all(map(listens, ports)), [process])
     if release == TRELLIS:
         flags = ["--insecure", "--serverappio-api-address", f"127.0.0.1:{appio}", "--guest-python", _guest_python()]
-        executor = _launch("serverapp", TRELLIS, "trellis-serverapp", flags, folder, started)
+        executor = _launch("serverapp", TRELLIS, [_program("trellis-serverapp", None)], flags, folder, started)
         federation.others.append(executor)
     return federation
 
@@ -190,16 +192,17 @@ def _node(federation: Federation, number: int, started: list[Process]) -> None:
     if release == TRELLIS:
         options += ["--clientappio-api-address", f"127.0.0.1:{port}", "--isolation", "process"]
         options += ["--state-dir", str(federation.folder / name / "state")]
-        node = _launch(name, TRELLIS, "trellis-supernode", options, federation.folder, started)
+        node = _launch(name, TRELLIS, [_program("trellis-supernode", None)], options, federation.folder, started)
         wait_until("the SuperNode listens", lambda: listens(port), [node])
         flags = ["--insecure", "--clientappio-api-address", f"127.0.0.1:{port}", "--guest-python", _guest_python()]
-        executor = f"clientapp-{number}"
-        federation.others.append(_launch(executor, TRELLIS, "trellis-clientapp", flags, federation.folder, started))
+        program = [_program("trellis-clientapp", None)]
+        executor = _launch(f"clientapp-{number}", TRELLIS, program, flags, federation.folder, started)
+        federation.others.append(executor)
     else:
         new = minor(release) >= HTTP_RUNTIME
         options += ["--port", str(port)] if new else ["--clientappio-api-address", f"127.0.0.1:{port}"]
         options += ["--isolation", "subprocess"]
-        node = _launch(name, release, "flower-supernode", options, federation.folder, started)
+        node = _launch(name, release, [_program("flower-supernode", release)], options, federation.folder, started)
         wait_until("the SuperNode listens", lambda: listens(port), [node])
     federation.nodes.append(node)
     federation.node_ports.append(port)

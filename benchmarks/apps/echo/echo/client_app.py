@@ -14,7 +14,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Send back as many bytes as came, each array another one on each node: nothing is spared by being known already."""
+    """Send back as many bytes as came, other ones on each node: nothing is spared by being known already."""
     began = time.time()
     (array,) = message.content["arrays"].to_numpy_ndarrays()
     array = array + np.float32(1 + int(context.node_config["partition-id"]))
