@@ -1,0 +1,231 @@
+"""Calls to the SuperLink's Fleet API: signed, repeated while it is away, and what its statuses mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
+from trellis_kit.lifecycle import Fatal
+from trellis_kit.retry import Backoff
+from trellis_wire.identity import public_pem, sign_headers_grpc
+from trellis_wire.objects import ObjectError, Tree, verify_object
+from trellis_wire.pb.edge import fleet_pb2, fleet_pb2_grpc, message_pb2, node_pb2, run_pb2
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL: Final = 30.0
+"""Seconds announced to the SuperLink; the node is offline after two of them without a sign (Flower 1.20-1.42)."""
+HEARTBEAT_TIMEOUT: Final = 5.0
+CAPABILITIES: Final = ("trellis-capabilities", "inline")
+_PULL_DEADLINE: Final = 60.0  # a held call that is silent for longer has lost its connection
+_OBJECT_TRIES: Final = 500  # for content that is on its way to the SuperLink (WIRE: registered, not available yet)
+
+_TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class RunOver(Exception):
+    """The SuperLink takes nothing for this run any more."""
+
+
+class Refused(Exception):
+    """The SuperLink refuses for good; asking again does not help."""
+
+
+class ObjectGone(Exception):
+    """An object of an instruction is not at the SuperLink (any more)."""
+
+
+class FleetClient:
+    """The SuperLink as this node sees it. Every call waits while the SuperLink is away.
+
+    `max_retries` and `max_wait` (seconds) bound that waiting where the operator wants it bounded; Fatal then.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        max_retries: int | None = None,
+        max_wait: float | None = None,
+    ) -> None:
+        self._stub: Any = fleet_pb2_grpc.FleetStub(channel)
+        self._key = key
+        self._max_retries = max_retries
+        self._max_wait = max_wait
+        self.node_id = 0
+        self.inline = False  # whether the SuperLink announced that it speaks our fields
+        self.reachable = False
+
+    @property
+    def _node(self) -> node_pb2.Node:
+        return node_pb2.Node(node_id=self.node_id)
+
+    async def _call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
+        backoff, tries, since = Backoff(initial=0.1, cap=10.0), 0, time.monotonic()
+        while True:
+            try:
+                answer = await self._once(method, request, timeout)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _TRANSIENT:
+                    raise _meaning(method, error) from error
+                if self.reachable or tries == 0:
+                    _log.warning("The SuperLink cannot be reached, trying again: %s", error.details())
+                self.reachable = False
+                tries += 1
+                waited = time.monotonic() - since
+                if (self._max_retries is not None and tries > self._max_retries) or (
+                    self._max_wait is not None and waited > self._max_wait
+                ):
+                    raise Fatal(f"The SuperLink could not be reached {tries} times in {waited:.0f} s.") from error
+            else:
+                if not self.reachable:
+                    _log.info("The SuperLink answers")
+                self.reachable = True
+                return answer
+            await backoff.wait()
+
+    async def _once(self, method: str, request: Any, timeout: float | None) -> Any:
+        call = getattr(self._stub, method)(
+            request, metadata=(*sign_headers_grpc(self._key), CAPABILITIES), timeout=timeout
+        )
+        if method == "PullMessages":
+            announced = dict(await call.initial_metadata())
+            self.inline = CAPABILITIES[1] in str(announced.get(CAPABILITIES[0], ""))
+        return await call
+
+    # ---- life ----------------------------------------------------------------------------------------------
+
+    async def join(self, *, register: bool) -> int:
+        """Register (unless the operator has done that) and come online; the node's id."""
+        public = public_pem(self._key)
+        if register:
+            try:
+                await self._call("RegisterNode", fleet_pb2.RegisterNodeFleetRequest(public_key=public))
+            except Refused as error:
+                # Where only the operator registers nodes, a key that is registered can still be activated.
+                _log.info("Not registered by itself: %s", error)
+        try:
+            request = fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_INTERVAL)
+            self.node_id = (await self._call("ActivateNode", request)).node_id
+        except Refused as error:
+            raise Fatal(
+                f"The SuperLink does not let this node in: {error} Ask its operator to register the public key: "
+                "trellis supernode register"
+            ) from error
+        return self.node_id
+
+    async def leave(self) -> None:
+        """Say goodbye; once, as the SuperLink notices anyway."""
+        try:
+            await self._once("DeactivateNode", fleet_pb2.DeactivateNodeRequest(node_id=self.node_id), HEARTBEAT_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            _log.info("The SuperLink did not hear the goodbye: %s", error.details())
+
+    async def heartbeat(self) -> None:
+        """One sign of life."""
+        request = fleet_pb2.SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_INTERVAL)
+        await self._call("SendNodeHeartbeat", request, timeout=HEARTBEAT_TIMEOUT)
+
+    # ---- work ----------------------------------------------------------------------------------------------
+
+    async def pull(
+        self, capacity: int, working_on: Sequence[str], known_runs: Sequence[int]
+    ) -> fleet_pb2.PullMessagesResponse:
+        """Instructions, as soon as there are any; an empty answer after a while."""
+        request = fleet_pb2.PullMessagesRequest(
+            node=self._node,
+            trellis_capacity=capacity,
+            trellis_working_on=working_on,
+            trellis_known_runs=known_runs,
+        )
+        answer: fleet_pb2.PullMessagesResponse = await self._call("PullMessages", request, timeout=_PULL_DEADLINE)
+        return answer
+
+    async def confirm(self, run_id: int, message_id: str) -> None:
+        """The instruction is here, whatever happens to this node."""
+        request = fleet_pb2.ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message_id)
+        await self._call("ConfirmMessageReceived", request)
+
+    async def run(self, run_id: int) -> run_pb2.Run:
+        """What the SuperLink says of a run. RunOver."""
+        answer = await self._call("GetRun", run_pb2.GetRunRequest(node=self._node, run_id=run_id))
+        run: run_pb2.Run = answer.run
+        return run
+
+    async def fab(self, run_id: int, fab_hash: str) -> bytes:
+        """The content of a FAB."""
+        request = run_pb2.GetFabRequest(node=self._node, run_id=run_id, hash_str=fab_hash)
+        content: bytes = (await self._call("GetFab", request)).fab.content
+        return content
+
+    async def object(self, run_id: int, object_id: str) -> bytes:
+        """The verified content of an object; waits while it is on its way to the SuperLink. ObjectGone."""
+        backoff = Backoff(initial=0.2, cap=10.0)
+        request = fleet_pb2.PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
+        for _ in range(_OBJECT_TRIES):
+            answer = await self._call("PullObject", request)
+            if not answer.object_found:
+                raise ObjectGone(f"Object {object_id} is not at the SuperLink.")
+            if answer.object_available:
+                content: bytes = answer.object_content
+                try:
+                    verify_object(object_id, content)
+                except ObjectError as error:
+                    raise ObjectGone(str(error)) from error
+                return content
+            await backoff.wait()
+        raise ObjectGone(f"Object {object_id} did not arrive at the SuperLink.")
+
+    async def push(
+        self, message: message_pb2.Message, tree: Tree, runtime: float, inline: Sequence[tuple[str, bytes]]
+    ) -> fleet_pb2.PushMessagesResponse:
+        """A reply with its small objects; the answer names the objects that are still to be sent. RunOver, Refused."""
+        objects = [fleet_pb2.InlineObject(object_id=object_id, content=content) for object_id, content in inline]
+        request = fleet_pb2.PushMessagesRequest(
+            node=self._node,
+            messages_list=[message],
+            message_object_trees=[tree.to_edge()],
+            clientapp_runtime_list=[runtime],
+            trellis_objects=objects if self.inline else (),
+        )
+        answer: fleet_pb2.PushMessagesResponse = await self._call("PushMessages", request)
+        return answer
+
+    async def push_object(self, run_id: int, object_id: str, content: bytes, session_id: str) -> bool:
+        """Whether the SuperLink has it now."""
+        request = fleet_pb2.PushObjectRequest(
+            node=self._node, run_id=run_id, object_id=object_id, object_content=content, session_id=session_id
+        )
+        return bool((await self._call("PushObject", request)).stored)
+
+
+def _meaning(method: str, error: grpc.aio.AioRpcError) -> Exception:
+    """What a status means to a node (Flower 1.20-1.39)."""
+    details = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+        return RunOver(details)
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        return Fatal(
+            f"The SuperLink does not accept this node's signature ({method}: {details}). Is the key the registered "
+            "one, and is this machine's clock right?"
+        )
+    return Refused(details)
+
+
+async def gather_bounded(count: int, *work: Any) -> None:
+    """Run coroutines, `count` at a time; the first error ends the others."""
+    gate = asyncio.Semaphore(count)
+
+    async def one(coroutine: Any) -> None:
+        async with gate:
+            await coroutine
+
+    async with asyncio.TaskGroup() as group:
+        for coroutine in work:
+            group.create_task(one(coroutine))
