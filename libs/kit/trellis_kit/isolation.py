@@ -1,108 +1,104 @@
-"""Who runs the executors: one small interface, an implementation per isolation mode."""
+"""Who runs the executors of a SuperLink or SuperNode: somebody else (process), or the service itself (subprocess)."""
+
+from __future__ import annotations
 
 import asyncio
 import logging
-import shlex
-import signal
+import subprocess
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from trellis_kit import processes
+from trellis_kit.processes import spawn
 from trellis_kit.retry import Backoff
 
 _log = logging.getLogger(__name__)
 
-# Work that waits this long without an executor in sight is worth a word to the operator.
-PATIENCE = 10.0
-_REMIND = 300.0
-_LOOK = 1.0
-# An executor that lived this long was healthy: its next start does not wait.
-_HEALTHY = 30.0
+ABSENT_SECONDS = 10.0
+_STEADY_SECONDS = 30.0  # an executor that lived this long is not in a crash loop
 
 
 class Isolation(ABC):
-    """Provides executors for the work of one service."""
+    """Started with the service and stopped with it."""
 
     @abstractmethod
     async def start(self) -> None:
-        """Begin to provide executors; returns at once."""
+        """Begin to provide executors."""
 
     @abstractmethod
-    async def stop(self, *, grace: float) -> None:
+    async def stop(self, grace: float) -> None:
         """End what was started, within `grace` seconds."""
+
+    @abstractmethod
+    def work_waits(self, waiting: bool) -> None:
+        """The service tells whether work waits that no executor is there for."""
 
 
 class ProcessIsolation(Isolation):
-    """Executors come from outside (a container, a service of their own); says so when none comes.
+    """Executors are processes or containers of their own. Says how to start one when work waits for 10 s."""
 
-    `waiting` gives the seconds that work has been waiting while no executor attends, None when that is not the case.
-    """
-
-    def __init__(self, waiting: Callable[[], float | None], *, how_to_start: str) -> None:
-        self._waiting = waiting
-        self._how_to_start = how_to_start
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, hint: str, *, absent_after: float = ABSENT_SECONDS) -> None:
+        self._hint = hint
+        self._absent_after = absent_after
+        self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._watch(), name="executor-watch")
+        """Nothing to start."""
 
-    async def stop(self, *, grace: float) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+    async def stop(self, grace: float) -> None:
+        """Nothing to end."""
+        self.work_waits(False)
 
-    async def _watch(self) -> None:
-        while True:
-            seconds = self._waiting()
-            if seconds is not None and seconds >= PATIENCE:
-                _log.warning(
-                    "Work has been waiting for %.0f s and no executor is here. %s", seconds, self._how_to_start
-                )
-                await asyncio.sleep(_REMIND)
-            else:
-                await asyncio.sleep(_LOOK if seconds is None else max(0.05, min(_LOOK, PATIENCE - seconds)))
+    def work_waits(self, waiting: bool) -> None:
+        if waiting and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._absent_after, self._tell)
+        elif not waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tell(self) -> None:
+        _log.warning("Work waits for %g s and no executor is connected. %s", self._absent_after, self._hint)
 
 
 class SubprocessIsolation(Isolation):
-    """Runs one executor program as a child and starts it again whenever it ends."""
+    """The service starts its executor itself and starts it again whenever it ends."""
 
-    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
-        self._argv = tuple(argv)
-        self._env = env
+    def __init__(self, argv: Callable[[], Sequence[str]]) -> None:
+        self._argv = argv
+        self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="executor")
+        # Started from the loop's thread, which lives as long as the service: the kernel watches that thread.
+        self._process = spawn(self._argv(), stdin=subprocess.DEVNULL, new_session=True)
+        self._task = asyncio.create_task(self._keep(), name="executor")
 
-    async def stop(self, *, grace: float) -> None:
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._task = None
-        if self._process is not None and self._process.returncode is None:
-            await processes.end_tree(self._process.pid, grace=grace)
-            await self._process.wait()
-
-    async def _run(self) -> None:
-        backoff = Backoff(initial=0.5)
-        loop = asyncio.get_running_loop()
+    async def _keep(self) -> None:
+        backoff = Backoff(initial=0.5, cap=20.0)
         while True:
-            started = loop.time()
-            try:
-                self._process = await processes.spawn(self._argv, env=self._env, death_signal=signal.SIGTERM)
-            except OSError as error:
-                _log.error("Cannot start the executor (%s): %s", shlex.join(self._argv), error)
-            else:
-                _log.info("Started the executor", extra={"executor_pid": self._process.pid})
-                status = await self._process.wait()
-                _log.warning("The executor ended with %s; starting it again", _ending(status))
-                if loop.time() - started > _HEALTHY:
-                    backoff.reset()
-            await backoff.sleep()
+            began = time.monotonic()
+            process = self._process
+            assert process is not None
+            code = await asyncio.to_thread(process.wait)
+            if time.monotonic() - began > _STEADY_SECONDS:
+                backoff.reset()
+            _log.error("The executor ended with exit code %d; it is started again", code)
+            await backoff.wait()
+            self._process = spawn(self._argv(), stdin=subprocess.DEVNULL, new_session=True)
 
+    async def stop(self, grace: float) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(asyncio.to_thread(process.wait), grace)
+        except TimeoutError:
+            process.kill()
+            await asyncio.to_thread(process.wait)
 
-def _ending(status: int) -> str:
-    return f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+    def work_waits(self, waiting: bool) -> None:
+        """The executor is on its way; its end is told by the loop that keeps it."""

@@ -1,98 +1,82 @@
-"""The operations port: is the process alive, is it ready, what does it count (plain HTTP, for the platform only)."""
+"""The operations port: /livez, /readyz and /metrics over plain HTTP, for the platform only."""
+
+from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-
-from trellis_kit.lifecycle import EXIT_FAILED, Fatal
-from trellis_kit.settings import split_address
-
-if TYPE_CHECKING:
-    import uvicorn
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 _log = logging.getLogger(__name__)
 
 Ready = Callable[[], Awaitable[str | None]]
-"""None when the service can do its work, else a sentence that says what is missing."""
 
-# A readiness check that hangs is an answer too.
-_READY_SECONDS = 5.0
+
+class _Server(uvicorn.Server):
+    def capture_signals(self) -> Any:
+        """Signals belong to the service, not to this server."""
+        from contextlib import nullcontext
+
+        return nullcontext()
 
 
 class OpsServer:
-    """Serves /livez, /readyz and /metrics on `address`; does nothing where that is None."""
+    """Answers at host:port until stopped; does nothing where the address is None.
 
-    def __init__(self, address: str | None, ready: Ready, *, registry: CollectorRegistry = REGISTRY) -> None:
+    `ready` tells why the service is not ready, or None when it is; `registry` holds the metrics.
+    """
+
+    def __init__(self, address: str | None, ready: Ready, registry: CollectorRegistry) -> None:
         self._address = address
         self._ready = ready
         self._registry = registry
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
-        self.port: int | None = None
 
     async def start(self) -> None:
-        """Bind and serve; Fatal when the address cannot be had."""
+        """Bind and serve. Raises OSError when the address cannot be bound."""
         if self._address is None:
             return
-        import uvicorn  # only where the port is open: it costs 50 ms and 10 MB
-
-        class QuietServer(uvicorn.Server):
-            """Leaves the process's signals to the service."""
-
-            @contextlib.contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                yield
-
-        host, port = split_address(self._address)
-        try:
-            listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as error:
-            raise Fatal(f"Cannot listen on {self._address} (ops): {error.strerror}", exit_code=EXIT_FAILED) from error
-        self.port = int(listening.getsockname()[1])
+        host, port = self._address.rsplit(":", 1)
         config = uvicorn.Config(
-            self._answer, lifespan="off", log_config=None, access_log=False, limit_concurrency=64, server_header=False
+            self._app,
+            host=host.strip("[]"),
+            port=int(port),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            interface="asgi3",
         )
-        self._server = QuietServer(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listening]), name="ops")
-        shown = f"{host}:{self.port}"
-        _log.info("ops listens on %s", shown, extra={"listener": "ops", "address": shown})
+        self._server = _Server(config)
+        socket = config.bind_socket()
+        socket.listen()  # from now on connections wait instead of being refused
+        bound = "{}:{}".format(*socket.getsockname()[:2])
+        self._task = asyncio.create_task(self._server.serve([socket]), name="ops")
+        _log.info("Operations port listens on %s", bound, extra={"listener": "ops", "address": bound})
 
     async def stop(self) -> None:
-        if self._server is None or self._task is None:
-            return
-        self._server.should_exit = True
-        await self._task
-        self._server = self._task = None
+        """Close the port."""
+        if self._server is not None and self._task is not None:
+            self._server.should_exit = True
+            await self._task
 
-    async def _answer(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        status, kind, body = await self._respond(scope["method"], scope["path"])
-        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        status, kind, body = await self._answer(scope.get("method", ""), scope.get("path", ""))
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else body})
 
-    async def _respond(self, method: str, path: str) -> tuple[int, str, bytes]:
-        text = "text/plain; charset=utf-8"
+    async def _answer(self, method: str, path: str) -> tuple[int, bytes, bytes]:
+        plain = b"text/plain; charset=utf-8"
         if method not in ("GET", "HEAD"):
-            return 405, text, b"GET only\n"
+            return 405, plain, b"Only GET and HEAD are served here.\n"
         if path == "/livez":
-            return 200, text, b"ok\n"
+            return 200, plain, b"alive\n"
         if path == "/readyz":
-            problem = await self._check()
-            return (200, text, b"ok\n") if problem is None else (503, text, f"{problem}\n".encode())
+            problem = await self._ready()
+            return (200, plain, b"ready\n") if problem is None else (503, plain, f"{problem}\n".encode())
         if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
-        return 404, text, b"/livez, /readyz, /metrics\n"
-
-    async def _check(self) -> str | None:
-        try:
-            return await asyncio.wait_for(self._ready(), _READY_SECONDS)
-        except TimeoutError:
-            return f"the check did not end within {_READY_SECONDS:g} s"
-        except Exception as error:
-            _log.exception("The readiness check failed")
-            return f"the check failed: {type(error).__name__}"
+            return 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._registry)
+        return 404, plain, b"There are /livez, /readyz and /metrics.\n"

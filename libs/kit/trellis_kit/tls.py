@@ -1,26 +1,39 @@
-"""TLS on both sides of a connection, and the way out through a site's HTTP proxy."""
+"""TLS on both ends of a gRPC connection, and proxies on the way."""
 
-import ipaddress
+from __future__ import annotations
+
 import logging
 import os
-import threading
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Final
 
 import grpc
 
 from trellis_kit.lifecycle import Fatal
-from trellis_kit.settings import split_address
 
 _log = logging.getLogger(__name__)
+
+MAX_MESSAGE: Final = 2**31 - 1
+"""Bytes of the largest message that a client takes, as stock peers do (Flower 1.20-1.42)."""
+
+_CLIENT_OPTIONS: Final = (
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # A peer that is gone without a word is noticed within a minute; stock servers refuse pings more often than this.
+    ("grpc.keepalive_time_ms", 210_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
 
 
 @dataclass(frozen=True)
 class ServerTls:
-    """A listener's certificate chain and key (PEM files); `client_ca` makes clients show a certificate of that CA."""
+    """A server's certificate and key; with `client_ca` clients have to show a certificate of that CA."""
 
     certfile: Path
     keyfile: Path
@@ -29,172 +42,113 @@ class ServerTls:
 
 @dataclass(frozen=True)
 class ClientTls:
-    """What a client trusts (PEM; None: the public roots), and the certificate that it shows where one is asked for."""
+    """The CA that a client trusts (None: the system's), and the certificate it shows if any."""
 
     root_certificates: Path | None = None
     certfile: Path | None = None
     keyfile: Path | None = None
 
 
-def choose_server_tls(
-    *, insecure: bool, certfile: Path | None, keyfile: Path | None, client_ca: Path | None = None
-) -> ServerTls | None:
-    """The listener's TLS, None for plain text; nobody gets plain text without having asked for it (Fatal)."""
-    if certfile is not None and keyfile is not None:
-        if insecure:
-            raise Fatal("--insecure contradicts the certificate and key that are given: leave one of them out")
-        return ServerTls(certfile, keyfile, client_ca)
-    if certfile is not None or keyfile is not None:
-        raise Fatal("A certificate needs its key and a key its certificate: give both files")
-    if client_ca is not None:
-        raise Fatal("Client certificates can be asked for over TLS only: give a certificate and a key as well")
-    if not insecure:
-        raise Fatal("Give a certificate and its key for TLS, or --insecure to go without")
-    return None
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Fatal(f"Cannot read the {what} {path}: {error.strerror}") from error
 
 
-def choose_client_tls(
-    *, insecure: bool, root_certificates: Path | None, certfile: Path | None = None, keyfile: Path | None = None
-) -> ClientTls | None:
-    """The client's TLS, None for plain text; contradictions are Fatal."""
-    if insecure:
-        if root_certificates is not None or certfile is not None:
-            raise Fatal("--insecure contradicts the certificates that are given: leave one of them out")
-        return None
-    if (certfile is None) != (keyfile is None):
-        raise Fatal("A certificate needs its key and a key its certificate: give both files")
-    return ClientTls(root_certificates, certfile, keyfile)
-
-
-def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
-    """Credentials that are read again when the files change, so that a renewed certificate needs no restart.
-
-    Raises Fatal when the files cannot be read.
-    """
-    reader = _Reader(tls)
-    return grpc.dynamic_ssl_server_credentials(  # type: ignore[no-any-return]
-        reader.first(), reader.fetch, require_client_authentication=tls.client_ca is not None
-    )
-
-
-class _Reader:
-    """Reads a listener's files when a handshake finds them changed; called from gRPC's own threads."""
+class _Reloading:
+    """Serves the newest readable state of the files; a half-written pair keeps the one before."""
 
     def __init__(self, tls: ServerTls) -> None:
         self._tls = tls
-        self._files = [path for path in (tls.certfile, tls.keyfile, tls.client_ca) if path is not None]
-        self._stamp: object = None
-        self._lock = threading.Lock()
+        self._seen = self._stamp()
+        self.configuration = self._load()
 
-    def first(self) -> Any:
+    def _stamp(self) -> tuple[tuple[int, int], ...]:
+        paths = [path for path in (self._tls.certfile, self._tls.keyfile, self._tls.client_ca) if path is not None]
+        return tuple((stat.st_mtime_ns, stat.st_ino) for stat in (path.stat() for path in paths))
+
+    def _load(self) -> grpc.ServerCertificateConfiguration:
+        key, chain = _read(self._tls.keyfile, "private key"), _read(self._tls.certfile, "certificate")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            self._stamp = self._current()
-            return self._read()
-        except OSError as error:
-            raise Fatal(f"Cannot read {error.filename}: {error.strerror}") from error
+            context.load_cert_chain(self._tls.certfile, self._tls.keyfile)
+        except (ssl.SSLError, OSError) as error:
+            raise Fatal(
+                f"{self._tls.certfile} and {self._tls.keyfile} are no certificate and its key: {error}"
+            ) from error
+        roots = None if self._tls.client_ca is None else _read(self._tls.client_ca, "client CA")
+        return grpc.ssl_server_certificate_configuration([(key, chain)], roots)
 
-    def fetch(self) -> Any:
-        """The new configuration, or None while the present one is right."""
-        with self._lock:
-            try:
-                stamp = self._current()
-                if stamp == self._stamp:
-                    return None
-                configuration = self._read()
-            except OSError as error:
-                _log.warning("The certificate stays as it was: cannot read %s (%s)", error.filename, error.strerror)
-                return None
-            self._stamp = stamp
-            _log.info("The certificate was read again", extra={"certfile": str(self._tls.certfile)})
-            return configuration
-
-    def _current(self) -> object:
-        return [(stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in (path.stat() for path in self._files)]
-
-    def _read(self) -> Any:
-        pair = (self._tls.keyfile.read_bytes(), self._tls.certfile.read_bytes())
-        roots = None if self._tls.client_ca is None else self._tls.client_ca.read_bytes()
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
+    def fetch(self) -> grpc.ServerCertificateConfiguration:
+        """The configuration of the files as they are now."""
+        try:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self.configuration = self._load()
+                self._seen = stamp
+                _log.info("The certificate %s was renewed", self._tls.certfile)
+        except (Fatal, OSError) as error:
+            _log.warning("The changed certificate cannot be used yet, the one before stays: %s", error)
+        return self.configuration
 
 
-def client_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
-    """Credentials for a new channel; OSError when a file cannot be read."""
+def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Credentials for a server port. Files that change are picked up with the next connection. Raises Fatal."""
+    reloading = _Reloading(tls)
+    return grpc.dynamic_ssl_server_credentials(
+        reloading.configuration, reloading.fetch, require_client_authentication=tls.client_ca is not None
+    )
 
-    def read(path: Path | None) -> bytes | None:
-        return None if path is None else path.read_bytes()
 
-    return grpc.ssl_channel_credentials(read(tls.root_certificates), read(tls.keyfile), read(tls.certfile))
+def server_tls(
+    *, insecure: bool, certfile: Path | None, keyfile: Path | None, client_ca: Path | None, flags: str
+) -> ServerTls | None:
+    """What the operator decided about a server's TLS; None for --insecure. Raises Fatal, saying how to decide."""
+    if insecure:
+        if certfile or keyfile:
+            raise Fatal("Give either --insecure or certificates, not both.")
+        return None
+    if certfile is None or keyfile is None:
+        raise Fatal(
+            f"Neither TLS nor --insecure is set. Give {flags}, or --insecure where everybody on the network is trusted."
+        )
+    return ServerTls(certfile, keyfile, client_ca)
+
+
+def proxy_for(address: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """The HTTP proxy between here and host:port by HTTPS_PROXY and NO_PROXY (either case), as gRPC uses it."""
+    environment = os.environ if environ is None else environ
+    proxy = next((environment[name] for name in ("https_proxy", "HTTPS_PROXY") if environment.get(name)), None)
+    if proxy is None:
+        return None
+    host = address.rsplit(":", 1)[0].strip("[]").lower()
+    excluded = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    for entry in (entry.strip().lower().lstrip(".") for entry in excluded.split(",")):
+        if entry == "*" or (entry and (host == entry or host.endswith("." + entry))):
+            return None
+    return proxy
 
 
 def open_channel(
     address: str,
     tls: ClientTls | None,
     *,
-    options: Sequence[tuple[str, Any]] = (),
-    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
-    environ: Mapping[str, str] = os.environ,
+    use_proxy: bool = True,
+    options: Sequence[tuple[str, object]] = (),
 ) -> grpc.aio.Channel:
-    """A channel to `address` that notices a dead peer and goes through the site's proxy where one is set."""
-    proxy = proxy_for(address, environ)
-    merged: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.max_pings_without_data", 0),
-        # gRPC's own reconnects stay quick: the wait between attempts is ours (trellis_kit.retry).
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        *([("grpc.enable_http_proxy", 0)] if proxy is None else [("grpc.http_proxy", proxy)]),
-        *options,
-    ]
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=merged, interceptors=interceptors)
-    return grpc.aio.secure_channel(address, client_credentials(tls), options=merged, interceptors=interceptors)
+    """A channel to host:port; `tls` None is a plain connection. Raises Fatal for certificates that cannot be read.
 
-
-def proxy_for(address: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The HTTP proxy (`http://[user:password@]host:port`) that leads to `address`, or None for the direct way.
-
-    HTTPS_PROXY names it, with or without TLS to the peer, in either case; NO_PROXY lists host names (with everything below
-    them), addresses, networks or `*`. Loopback is always direct.
+    With `use_proxy` the connection goes through HTTPS_PROXY unless NO_PROXY excludes the host.
     """
-    proxy = environ.get("https_proxy") or environ.get("HTTPS_PROXY")
-    if not proxy:
-        return None
-    try:
-        host, port = split_address(address)
-    except ValueError:
-        return None  # not TCP, for example unix:
-    if _is_excepted(host.lower(), port, environ.get("no_proxy") or environ.get("NO_PROXY") or ""):
-        return None
-    url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if url.scheme != "http":
-        raise Fatal(f"HTTPS_PROXY is {url.scheme}://...: only proxies that are spoken to by http:// are supported")
-    return url.geturl()
-
-
-def _is_excepted(host: str, port: int, no_proxy: str) -> bool:
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        ip = None
-    if host == "localhost" or (ip is not None and ip.is_loopback):
-        return True
-    for entry in (part.strip().lower() for part in no_proxy.split(",")):
-        if not entry:
-            continue
-        if entry == "*" or entry == f"{host}:{port}":
-            return True
-        if ip is not None:
-            try:
-                if ip in ipaddress.ip_network(entry, strict=False):
-                    return True
-            except ValueError:
-                continue  # a name, which no address matches
-        else:
-            name = entry.removeprefix("*").lstrip(".")
-            if name and (host == name or host.endswith("." + name)):
-                return True
-    return False
+    proxy = proxy_for(address) if use_proxy else None
+    proxying: tuple[tuple[str, object], ...] = (("grpc.enable_http_proxy", 0),)
+    if proxy is not None:
+        proxying = (("grpc.enable_http_proxy", 1), ("grpc.http_proxy", proxy))
+    everything = [*_CLIENT_OPTIONS, *proxying, *options]
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=everything)
+    roots = None if tls.root_certificates is None else _read(tls.root_certificates, "root certificate")
+    chain = None if tls.certfile is None else _read(tls.certfile, "certificate")
+    key = None if tls.keyfile is None else _read(tls.keyfile, "private key")
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots, key, chain), options=everything)
