@@ -81,6 +81,7 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
                 yield order.result()
         finally:
             listening.cancel()
+            listening.add_done_callback(_ended)
             self._node.desk.leave(executor_id, orders)
             _log.info("The executor's stream ended", extra={"executor_id": executor_id})
 
@@ -161,6 +162,11 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
                 _log.warning("A reply was refused: %s", error)
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return appio_pb2.FinishTaskResponse(missing_objects=missing)
+
+
+def _ended(listening: asyncio.Task[None]) -> None:
+    if not listening.cancelled() and (error := listening.exception()) is not None:
+        _log.debug("The executor's reports ended: %s", error)
 
 
 def _header(context: Any, name: str) -> str:

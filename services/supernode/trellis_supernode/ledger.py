@@ -1,8 +1,7 @@
 """What the SuperNode must not forget, in one SQLite file: runs with their contexts, tasks, replies, small objects.
 
-Each public call is one transaction, run in the order of the calls by one thread of its own; a call that has been awaited
-has reached the disk. Trees are kept as serialized `flwr.proto.ObjectTree`, run ids as text (SQLite's integers are
-signed).
+Each public call is one transaction, run in the order of the calls by one thread of its own; what was awaited has reached
+the disk. Trees are kept as serialized `flwr.proto.ObjectTree`, run ids as text (SQLite's integers are signed).
 """
 
 import asyncio
@@ -89,7 +88,10 @@ class Ledger:
         return await self._run(self._open)
 
     async def close(self) -> None:
-        await self._run(lambda db: db.close())
+        """After everything that was queued."""
+        connection = self._connection
+        if connection is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, connection.close)
         self._thread.shutdown()
 
     def _open(self, _: sqlite3.Connection | None = None) -> Kept:
