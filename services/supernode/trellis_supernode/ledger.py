@@ -1,7 +1,7 @@
 """What the SuperNode must not forget, in one SQLite file: runs with their contexts, tasks, replies, small objects.
 
-Each public call is one transaction, run in the order of the calls by one thread of its own; what was awaited has reached
-the disk. Trees are kept as serialized `flwr.proto.ObjectTree`, run ids as text (SQLite's integers are signed).
+Each public call is one transaction, run in the order of the calls by one thread of its own; what was awaited is on the
+disk. Trees are kept as serialized `flwr.proto.ObjectTree`, run ids as text (SQLite's integers are signed).
 """
 
 import asyncio
