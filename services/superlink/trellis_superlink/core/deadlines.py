@@ -34,7 +34,9 @@ class Deadlines:
         self._closed = False
 
     def set(self, key: str, at: float, action: Action) -> None:
-        """`action` at `at`, instead of what the key stood for."""
+        """`action` at `at`, instead of what the key stood for. After `close`, nothing."""
+        if self._closed:
+            return
         number = next(self._numbers)
         self._due[key] = (at, number, action)
         heapq.heappush(self._heap, (at, number, key))

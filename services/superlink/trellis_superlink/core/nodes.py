@@ -128,7 +128,8 @@ class Nodes:
 
     async def delete(self, who: Principal) -> None:
         """DeleteNode (Flower 1.20-1.22): a self-registered node goes away, an operator's goes offline."""
-        if self._nodes[who.node_id].self_registered:
+        node = self._nodes.get(who.node_id)
+        if node is not None and node.self_registered:
             await self._remove(who.node_id)
         else:
             await self.deactivate(who)

@@ -86,6 +86,9 @@ class Objects:
         state = await self.expected(run_id, object_id)
         if state != "missing":
             return state == "here"
+        return await self._ground.to_the_end(self._store(who, run_id, object_id, content))
+
+    async def _store(self, who: Principal, run_id: int, object_id: str, content: bytes) -> bool:
         head = await self.in_thread(_head_if_intact, object_id, content)
         if head is None:
             return False
@@ -117,9 +120,15 @@ class Objects:
         return await self._ground.db.read(look)
 
     async def in_thread(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Runs blocking work on bytes or files; TryAgainLater where the disk does not allow it now."""
+        """Runs blocking work on bytes or files; TryAgainLater where the disk does not allow it now. A thread cannot be
+        stopped: when the caller is cancelled, it learns so once the work is through, and what was worked on is its own
+        again."""
+        work = asyncio.get_running_loop().run_in_executor(self._threads, fn, *args)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, fn, *args)
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
         except OSError as error:
             if passing(error):
                 raise TryAgainLater(str(error)) from error
@@ -290,9 +299,7 @@ class Receiver:
 
     async def part(self, object_id: str, offset: int, size: int, data: bytes) -> None:
         """The parts of an object in order without gaps. BadObject, TryAgainLater, RunOver."""
-        current = self._current
-        if current is None:
-            current = self._current = await self._start(object_id, size)
+        current = self._current or await self._start(object_id, size)
         if (object_id, offset, size) != (current.object_id, current.received, current.size):
             raise BadObject(f"Parts of object {object_id[:16]}... do not follow each other.")
         current.received += len(data)
@@ -331,11 +338,11 @@ class Receiver:
         if not 0 < size <= MAX_OBJECT:
             raise BadObject(f"Object {object_id[:16]}... cannot have {size} bytes.")
         state = await self._objects.expected(self._run_id, object_id)
-        arriving = _Arriving(object_id, size, state)
+        self._current = arriving = _Arriving(object_id, size, state)
         if state == "missing":
             arriving.verifier = PartVerifier(object_id, size)
             if size > INLINE_OBJECT:
-                arriving.file = await self._objects.in_thread(self._objects.open_file, object_id)
+                await self._objects.in_thread(arriving.open, self._objects.open_file)
         return arriving
 
     async def _harvest(self) -> None:
@@ -372,6 +379,9 @@ class _Arriving:
         self.verifier: PartVerifier | None = None
         self.file: Incoming | None = None
         self.memory = bytearray()
+
+    def open(self, begin: Callable[[str], Incoming]) -> None:
+        self.file = begin(self.object_id)
 
     def feed(self, data: bytes) -> None:
         assert self.verifier is not None

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import create_engine, func, select
 from trellis_superlink.core.executors import Attendance, Hello, Work
 from trellis_superlink.core.parcels import Parcel
 from trellis_superlink.core.principals import NO_ACCOUNT, SYSTEM, Principal
 from trellis_superlink.core.runs import Run
 from trellis_superlink.core.service import Core, CoreConfig
+from trellis_superlink.store.migrate import migrate
 from trellis_superlink.store.tables import awaited, objects
 from trellis_wire.fab import build
 from trellis_wire.identity import generate_key, public_pem
@@ -210,12 +213,31 @@ class World:
         self.core = await Core.open(self.config, clock=self.clock)
 
 
+@functools.cache
+def empty_database() -> bytes:
+    """A database with the newest layout: Alembic runs once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "empty.db"
+        engine = create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT")
+        migrate(engine)
+        engine.dispose()
+        return path.read_bytes()
+
+
+@functools.cache
+def the_fab() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return make_fab(Path(folder) / "app")
+
+
 @asynccontextmanager
 async def world(folder: Path, **config: object) -> AsyncIterator[World]:
     clock = Clock()
+    if not (folder / "superlink.db").exists():
+        (folder / "superlink.db").write_bytes(empty_database())
     settings = CoreConfig(database=folder / "superlink.db", **config)  # type: ignore[arg-type]
     core = await Core.open(settings, clock=clock)
-    here = World(core, make_fab(folder / "app"), clock, settings)
+    here = World(core, the_fab(), clock, settings)
     try:
         yield here
     finally:

@@ -164,5 +164,5 @@ class MailMachine(RuleBasedStateMachine):
 
 TestMail = MailMachine.TestCase
 TestMail.settings = settings(
-    max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=5, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
