@@ -1,9 +1,9 @@
 """A whole federation as processes of this machine: one SuperLink, its ServerApp executor, SuperNodes and theirs.
 
 Used by `trellis up`, the demo and the tests. Starting, signalling and looking are plain calls; waiting is async. Every
-process starts a session of its own (a Ctrl-C in the terminal reaches only the starter, which ends the rest in order) and
-gets SIGTERM from the kernel when its starter dies, however it dies. Call `start` from the thread that lives as long as
-the federation shall: the kernel watches that thread.
+process starts a session of its own (a Ctrl-C in the terminal reaches only the starter, which ends the rest in order)
+and gets SIGTERM from the kernel when its starter dies, however it dies. Call `start` from the thread that lives as long
+as the federation shall: the kernel watches that thread.
 """
 
 import asyncio
@@ -181,6 +181,7 @@ class Plan:
     serverapp_flags: tuple[str, ...] = ("--insecure",)
     supernode_flags: tuple[str, ...] = ("--insecure",)
     clientapp_flags: tuple[str, ...] = ("--insecure",)
+    partitions: int | None = None  # parts that the data is in; None: one per SuperNode of this plan
 
     @property
     def supernodes(self) -> int:
@@ -282,7 +283,7 @@ def _roles(plan: Plan) -> Iterator[Role]:
 
     def supernode(index: int, clientappio: str) -> Iterator[str]:
         yield from ("--superlink", at.fleet, "--clientappio-api-address", clientappio)
-        yield from ("--node-config", f"partition-id={index} num-partitions={plan.supernodes}")
+        yield from ("--node-config", f"partition-id={index} num-partitions={plan.partitions or plan.supernodes}")
         yield from ("--state-dir", str(plan.directory / f"supernode-{index + 1}" / "state"))
         yield from ("--isolation", plan.isolation, *host_guest, *plan.supernode_flags)
 

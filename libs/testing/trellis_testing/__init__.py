@@ -1,1 +1,18 @@
 """Starts Flower federations for tests."""
+
+from trellis_testing.control import RunHandle, RunResult
+from trellis_testing.federation import TRELLIS, Federation, Layout, Peer, ProcessFederation
+from trellis_testing.stock import StockCli
+from trellis_testing.venvs import StockFlwr
+
+__all__ = [
+    "TRELLIS",
+    "Federation",
+    "Layout",
+    "Peer",
+    "ProcessFederation",
+    "RunHandle",
+    "RunResult",
+    "StockCli",
+    "StockFlwr",
+]

@@ -1,0 +1,129 @@
+"""Stock Flower programs as peers: SuperNodes, SuperLinks and the command line of any release from 1.20 on."""
+
+import asyncio
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trellis_kit.federation import Role
+
+from trellis_testing.environment import clean_environment
+from trellis_testing.venvs import StockFlwr
+
+# Since which release a program's surface changed (Flower 1.20-1.42).
+_NO_DEPENDENCY_INSTALLATION = (1, 29)  # the SuperLink's flag to leave the environment alone
+_RUNTIME_OVER_HTTP = (1, 35)
+_CONTROL_OVER_HTTP = (1, 37)
+_FLEET_OVER_HTTP = (1, 40)
+_CONFIG_TOML = (1, 26)  # the command line reads $FLWR_HOME/config.toml instead of the app's pyproject.toml
+
+
+def supernode(release: StockFlwr, name: str, directory: Path, *, superlink: str, port: int, node_config: str) -> Role:
+    """A stock SuperNode that starts its ClientApps itself; `port` is that of its own API, on 127.0.0.1."""
+    release.ensure()
+    if release.minor >= _RUNTIME_OVER_HTTP:
+        own = ["--host", "127.0.0.1", "--port", str(port)]
+    else:
+        own = ["--clientappio-api-address", f"127.0.0.1:{port}"]
+    argv = [release.program("flower-supernode"), "--insecure", "--superlink", superlink]
+    argv += ["--node-config", node_config, "--isolation", "subprocess", *own]
+    return _role(release, name, directory, argv)
+
+
+@dataclass(frozen=True)
+class StockAddresses:
+    """Where a stock SuperLink's surfaces are (up to 1.34; later releases move them to one HTTP port)."""
+
+    serverappio: str
+    fleet: str
+    control: str
+
+
+def superlink(release: StockFlwr, name: str, directory: Path, at: StockAddresses) -> Role:
+    """A stock SuperLink of 1.20-1.34 that starts ServerApps itself and keeps everything in memory."""
+    if release.minor >= _RUNTIME_OVER_HTTP:
+        raise ValueError(f"{release.version} serves over HTTP; use a release before 1.35")
+    release.ensure()
+    argv = [release.program("flower-superlink"), "--insecure", "--isolation", "subprocess"]
+    argv += ["--serverappio-api-address", at.serverappio, "--fleet-api-address", at.fleet]
+    control = "--control-api-address" if release.minor >= (1, 21) else "--exec-api-address"
+    argv += [control, at.control]
+    if release.minor >= _NO_DEPENDENCY_INSTALLATION:
+        argv.append("--disable-runtime-dependency-installation")
+    return _role(release, name, directory, argv)
+
+
+def _role(release: StockFlwr, name: str, directory: Path, argv: Sequence[str]) -> Role:
+    home = directory / name
+    env = clean_environment(home, release.path / "bin")
+    return Role(name, argv, env=env, cwd=home, log_path=directory / "logs" / f"{name}.log")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command printed, both streams together, and its exit code."""
+
+    code: int
+    output: str
+
+
+class StockCli:
+    """The stock `flwr` command, connected to one SuperLink; `flwr` 1.36 and earlier speak gRPC."""
+
+    def __init__(self, release: StockFlwr, directory: Path, *, control: str) -> None:
+        if release.minor >= _CONTROL_OVER_HTTP:
+            raise ValueError(f"The command line of {release.version} speaks HTTP; use a release before 1.37")
+        self._release = release.ensure()
+        self._home = directory / f"cli-{release.version}"
+        self._env = clean_environment(self._home, release.path / "bin")
+        self._control = control
+        connection = f'address = "{control}"\ninsecure = true\n'
+        self._section = f"\n[tool.flwr.federations]\ndefault = 'here'\n[tool.flwr.federations.here]\n{connection}"
+        if release.minor >= _CONFIG_TOML:
+            config = Path(self._env["FLWR_HOME"]) / "config.toml"
+            config.parent.mkdir(parents=True)
+            config.write_text(f"[superlink]\ndefault = 'here'\n[superlink.here]\n{connection}")
+
+    def app(self, source: Path) -> Path:
+        """A copy of an app that this command line can submit (it reads and, from 1.26 on, rewrites pyproject.toml)."""
+        copy = self._home / "apps" / source.name
+        if not copy.exists():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            if self._release.minor < _CONFIG_TOML:
+                with (copy / "pyproject.toml").open("a") as file:
+                    file.write(self._section)
+        return copy
+
+    async def __call__(self, *arguments: str, cwd: Path | None = None) -> Finished:
+        """Run `flwr <arguments>` to its end; the caller bounds the time."""
+        process = await asyncio.create_subprocess_exec(
+            self._release.program("flwr"),
+            *arguments,
+            env=self._env,
+            cwd=cwd or self._home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return Finished(process.returncode or 0, output.decode(errors="replace"))
+
+    async def run(self, app: Path, *options: str) -> Finished:
+        """`flwr run APP here --stream <options>`."""
+        return await self("run", str(self.app(app)), "here", "--stream", *options)
+
+
+def started_run(output: str) -> int:
+    """The run id that `flwr run` printed."""
+    match = re.search(r"Successfully started run (\d+)", output)
+    if match is None:
+        raise ValueError(f"No run was started:\n{output}")
+    return int(match[1])
