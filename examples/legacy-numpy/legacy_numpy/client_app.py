@@ -2,9 +2,11 @@
 
 from flwr.client import ClientApp, NumPyClient
 from flwr.client.client import Client
-from flwr.common import Context, NDArrays, Scalar, UserConfig
+from flwr.common import Context, NDArrays, Scalar
 
 from legacy_numpy import task
+
+UserConfig = dict[str, Scalar]
 
 
 class Site(NumPyClient):
