@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from trellis_kit import logs
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.isolation import Isolation, SubprocessIsolation
-from trellis_kit.lifecycle import Fatal, Stop, run_service
+from trellis_kit.lifecycle import EXIT_FAILED, Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, split_address
-from trellis_kit.tls import server_tls
+from trellis_kit.tls import ServerTls, server_tls
 
 from trellis_superlink import memory
+from trellis_superlink.core.errors import TryAgainLater
 from trellis_superlink.core.service import Core, CoreConfig
 from trellis_superlink.edges import stock_appio
 from trellis_superlink.edges.control import Control
@@ -63,8 +64,8 @@ class SuperLink:
         self.ops = OpsServer(settings.ops_address, self.ready, self.metrics.registry)
         self._isolation: Isolation | None = None
 
-    def _server(self, name: str, address: str, tls: object, services: tuple[Service, ...]) -> GrpcServer:
-        server = GrpcServer(name, address, tls)  # type: ignore[arg-type]
+    def _server(self, name: str, address: str, tls: ServerTls | None, services: tuple[Service, ...]) -> GrpcServer:
+        server = GrpcServer(name, address, tls)
         server.server.add_generic_rpc_handlers((Router(services, self.metrics),))
         return server
 
@@ -146,7 +147,10 @@ def core_config(settings: SuperLinkSettings) -> CoreConfig:
 
 async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
     """One SuperLink from its start to its end."""
-    core = await Core.open(core_config(settings))
+    try:
+        core = await Core.open(core_config(settings))
+    except TryAgainLater as error:
+        raise Fatal(f"The database or its folder cannot be used: {error}", exit_code=EXIT_FAILED) from error
     try:
         link = SuperLink(settings, core)
         await link.start()
@@ -176,9 +180,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         await serve(settings, stop)
 
     sys.exit(run_service(run, grace=settings.grace))
-
-
-__all__ = ["Fatal", "SuperLink", "main", "serve"]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -20,10 +19,8 @@ from trellis_superlink.core.service import Core
 from trellis_superlink.edges import convert
 from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.rpc import Call, Drain, Handler, Service
-from trellis_superlink.edges.versions import DEFAULT_NAMES, UNNAMED_NEWER, Dialect, dialect
+from trellis_superlink.edges.versions import DEFAULT_NAMES, UNNAMED_NEWER, Dialect, dialect, federation_of_1_24
 from trellis_superlink.metrics import Metrics
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -120,15 +117,12 @@ class Control:
             override_config=config.from_edge(request.override_config),
             federation=DEFAULT_FEDERATION,
         )
-        call.note(run_id=run.run_id)
-        _log.info("Run of %s %s submitted", run.fab_id, run.fab_version, extra={"client": call.client or None})
         await call.send(control_pb2.StartRunResponse(run_id=run.run_id, federation=_speech(call).federation))
 
     async def stop_run(self, call: Call) -> None:
         request = await call.request(control_pb2.StopRunRequest)
         call.note(run_id=request.run_id)
         await _run_known(self._core.runs.stop(NO_ACCOUNT, request.run_id))
-        _log.info("Run stopped by the user")
         await call.send(control_pb2.StopRunResponse(success=True))
 
     async def list_runs(self, call: Call) -> None:
@@ -177,7 +171,6 @@ class Control:
         request = await call.request(control_pb2.RegisterNodeRequest)
         key = public_pem(parse_public_key(request.public_key))
         node_id = await self._core.nodes.enrol(NO_ACCOUNT, key, name=request.name, location=request.location)
-        _log.info("Node registered by an operator", extra={"node_id": node_id})
         await call.send(control_pb2.RegisterNodeResponse(node_id=node_id))
 
     async def unregister_node(self, call: Call) -> None:
@@ -187,7 +180,6 @@ class Control:
             await self._core.nodes.unregister(NO_ACCOUNT, request.node_id)
         except NotFound as error:
             raise EdgeError(StatusCode.NOT_FOUND, "Node ID not found for account", 24) from error
-        _log.info("Node unregistered by an operator")
         await call.send(control_pb2.UnregisterNodeResponse())
 
     async def list_nodes(self, call: Call) -> None:
@@ -210,16 +202,14 @@ class Control:
         speech = _speech(call)
         if call.version is None and request.federation_name != DEFAULT_FEDERATION:
             speech = dialect(UNNAMED_NEWER)
-        federation = federation_pb2.Federation(name=speech.federation)
-        if speech.federation_details:
-            member = federation_pb2.Member(
-                account=federation_pb2.Account(id=NO_ACCOUNT.id, name=NO_ACCOUNT.name), role="owner"
-            )
-            federation.members.append(member)
-            federation.nodes.extend(convert.node_to_edge(node) for node in await self._core.nodes.list(NO_ACCOUNT))
-            runs = await self._core.runs.list(NO_ACCOUNT)
-            federation.runs.extend(convert.run_to_edge(run, speech.federation) for run in runs)
-        await call.send(control_pb2.ShowFederationResponse(federation=federation, now=_now()))
+        member = federation_pb2.Member(
+            account=federation_pb2.Account(id=NO_ACCOUNT.id, name=NO_ACCOUNT.name), role="owner"
+        )
+        nodes = [convert.node_to_edge(node) for node in await self._core.nodes.list(NO_ACCOUNT)]
+        runs = [convert.run_to_edge(run, speech.federation) for run in await self._core.runs.list(NO_ACCOUNT)]
+        federation = federation_pb2.Federation(name=speech.federation, members=[member], nodes=nodes, runs=runs)
+        answer = control_pb2.ShowFederationResponse(federation=federation, now=_now())
+        await call.send(answer if speech.federation_of_1_27 else federation_of_1_24(answer))
 
     # ---- login -----------------------------------------------------------------------------------------------------
 

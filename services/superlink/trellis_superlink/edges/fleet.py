@@ -90,10 +90,6 @@ class Fleet:
         if len(self._chunks) > _REMEMBERED_NODES:
             self._chunks.popitem(last=False)
 
-    def _joined(self, call: Call, node_id: int, how: str) -> None:
-        call.note(node_id=node_id)
-        _log.info("The node is online (%s)", how, extra={"client": call.client or None})
-
     # ---- life cycle of 1.20-1.22 -----------------------------------------------------------------------------------
 
     async def create_node(self, call: Call) -> None:
@@ -101,14 +97,12 @@ class Fleet:
         key = verify_grpc(call.metadata).public_key
         node_id = await self._core.nodes.create(key, request.heartbeat_interval)
         self._expect(key, _LARGE_CHUNK)
-        self._joined(call, node_id, "life cycle of Flower 1.20-1.22")
         await call.send(fleet_pb2.CreateNodeResponse(node=node_pb2.Node(node_id=node_id)))
 
     async def delete_node(self, call: Call) -> None:
         request = await call.request(fleet_pb2.DeleteNodeRequest)
         who = await self._node(call, request.node.node_id)
         await self._core.nodes.delete(who)
-        _log.info("The node left")
         await call.send(fleet_pb2.DeleteNodeResponse())
 
     # ---- life cycle of 1.23 on -------------------------------------------------------------------------------------
@@ -116,8 +110,6 @@ class Fleet:
     async def register_node(self, call: Call) -> None:
         request = await call.request(fleet_pb2.RegisterNodeFleetRequest)
         node_id = await self._core.nodes.register(_own_key(call, request.public_key).public_key)
-        call.note(node_id=node_id)
-        _log.info("The node registered itself", extra={"client": call.client or None})
         await call.send(fleet_pb2.RegisterNodeFleetResponse(node_id=node_id))
 
     async def activate_node(self, call: Call) -> None:
@@ -125,20 +117,17 @@ class Fleet:
         key = _own_key(call, request.public_key).public_key
         node_id = await self._core.nodes.activate(key, request.heartbeat_interval)
         self._expect(key, _CHUNK)
-        self._joined(call, node_id, "life cycle of Flower 1.23 on")
         await call.send(fleet_pb2.ActivateNodeResponse(node_id=node_id))
 
     async def deactivate_node(self, call: Call) -> None:
         request = await call.request(fleet_pb2.DeactivateNodeRequest)
         await self._core.nodes.deactivate(await self._node(call, request.node_id))
-        _log.info("The node went offline")
         await call.send(fleet_pb2.DeactivateNodeResponse())
 
     async def unregister_node(self, call: Call) -> None:
         request = await call.request(fleet_pb2.UnregisterNodeFleetRequest)
         who = await self._node(call, request.node_id)
         await self._core.nodes.unregister(who, request.node_id)
-        _log.info("The node unregistered itself")
         await call.send(fleet_pb2.UnregisterNodeFleetResponse())
 
     async def heartbeat(self, call: Call) -> None:

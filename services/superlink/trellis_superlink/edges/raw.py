@@ -38,13 +38,13 @@ def parse_push_object(data: bytes) -> PushObject:
     at = 0
     while at < len(data):
         start = at
-        key, at = _varint(data, at)
+        key, at = _read_varint(data, at)
         number, kind = key >> 3, key & 7
         if kind == _BYTES:
-            length, at = _varint(data, at)
+            length, at = _read_varint(data, at)
             end = at + length
         elif kind == 0:
-            _, end = _varint(data, at)
+            _, end = _read_varint(data, at)
         elif kind in _FIXED:
             end = at + _FIXED[kind]
         else:
@@ -65,16 +65,20 @@ def parse_push_object(data: bytes) -> PushObject:
 
 def pulled_object(content: bytes) -> bytes:
     """A PullObjectResponse that says found and available, and carries the content."""
-    head = bytearray(b"\x08\x01\x10\x01\x1a")
-    size = len(content)
-    while size > 0x7F:
-        head.append(size & 0x7F | 0x80)
-        size >>= 7
-    head.append(size)
-    return b"".join((head, content))
+    return b"".join((b"\x08\x01\x10\x01\x1a", varint(len(content)), content))
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(value: int) -> bytes:
+    """A number as protobuf writes lengths."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:

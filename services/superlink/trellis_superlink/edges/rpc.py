@@ -99,7 +99,7 @@ class Call:
         self.request_id = secrets.token_hex(6)
         self.received = 0
         self.sent = 0
-        self.note(request_id=self.request_id, peer=self.peer)
+        self.note(request_id=self.request_id, peer=self.peer, client=self.client or None)
 
     def header(self, name: str) -> str:
         """A text header, or "" where the peer sent none."""
@@ -236,7 +236,7 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                         "%s refused: %s",
                         method,
                         problem.text,
-                        extra={"surface": service.label, "status": problem.status.name, "client": call.client or None},
+                        extra={"surface": service.label, "status": problem.status.name},
                     )
                 status = problem.status
                 await context.abort(problem.status, service.details(call, problem))
@@ -246,10 +246,5 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 _log.debug(
                     "%s",
                     method,
-                    extra={
-                        "surface": service.label,
-                        "status": status.name,
-                        "seconds": round(seconds, 4),
-                        "client": call.client or None,
-                    },
+                    extra={"surface": service.label, "status": status.name, "seconds": round(seconds, 4)},
                 )

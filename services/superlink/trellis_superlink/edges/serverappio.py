@@ -99,16 +99,6 @@ class ServerAppIO:
                 holding=tuple(hello.holding),
             ),
         )
-        _log.info(
-            "An executor attends",
-            extra={
-                "host": hello.host,
-                "slots": hello.slots,
-                "version": hello.version,
-                "guest_flwr": hello.guest_flwr_version,
-                "holding": len(hello.holding),
-            },
-        )
         reports = asyncio.create_task(self._take_reports(call, attendance))
         orders = asyncio.create_task(self._give_orders(call, attendance))
         try:
@@ -121,7 +111,6 @@ class ServerAppIO:
                 task.cancel()
             await asyncio.wait({reports, orders})
             attendance.leave()
-            _log.info("The executor's stream ended")
 
     async def _report(self, call: Call) -> appio_pb2.ExecutorReport | None:
         try:
@@ -146,10 +135,6 @@ class ServerAppIO:
     async def _give_orders(self, call: Call, attendance: Attendance) -> None:
         await call.send(appio_pb2.Order(welcome=True))
         async for order in self._drain.until(attendance.orders()):
-            if isinstance(order, Work):
-                _log.info("Run handed to the executor", extra={"run_id": order.run.run_id})
-            elif isinstance(order, Stop):
-                _log.info("The executor is told to end its run")
             await call.send(_order(order))
 
     # ---- about one run ---------------------------------------------------------------------------------------------
@@ -165,7 +150,6 @@ class ServerAppIO:
         who = await self._executor(call)
         await call.request(appio_pb2.StartRunningRequest)
         await self._core.runs.running(who)
-        _log.info("The run is running")
         await call.send(appio_pb2.StartRunningResponse())
 
     async def get_nodes(self, call: Call) -> None:
@@ -259,8 +243,6 @@ class ServerAppIO:
             raise EdgeError(StatusCode.INVALID_ARGUMENT, "FinishRun names an outcome: completed, failed or stopped.")
         state = convert.state_from_appio(request.state) if request.HasField("state") else None
         missing = await self._core.runs.finish(who, outcome, request.reason, state=state)
-        if not missing:
-            _log.info("The run finished: %s", outcome.value, extra={"reason": request.reason or None})
         await call.send(appio_pb2.FinishRunResponse(missing_objects=missing))
 
 

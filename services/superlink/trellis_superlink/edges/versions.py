@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from google.protobuf.message import Message
+from trellis_wire.pb.edge import control_pb2
+
 from trellis_superlink.core.principals import DEFAULT_FEDERATION
+from trellis_superlink.edges.raw import varint
 
 DEFAULT_NAMES = frozenset({"", DEFAULT_FEDERATION, "@none/default"})
 """What the releases call the one federation of a SuperLink without federation management (WIRE.md 3.3)."""
@@ -23,14 +27,14 @@ class Dialect:
     since: tuple[int, int]
     federation: str  # the default federation's name in answers
     json_errors: bool  # whether error details may be JSON with a code
-    federation_details: bool  # whether Federation has the layout of 1.27 on
+    federation_of_1_27: bool  # whether Federation has the layout of 1.27 on, else that of 1.24-1.25
 
 
 # Newest first.
 DIALECTS: Sequence[Dialect] = (
-    Dialect((1, 33), "@none/default", json_errors=True, federation_details=True),
-    Dialect((1, 27), "@none/default", json_errors=False, federation_details=True),
-    Dialect((1, 21), DEFAULT_FEDERATION, json_errors=False, federation_details=False),
+    Dialect((1, 33), "@none/default", json_errors=True, federation_of_1_27=True),
+    Dialect((1, 27), "@none/default", json_errors=False, federation_of_1_27=True),
+    Dialect((1, 21), DEFAULT_FEDERATION, json_errors=False, federation_of_1_27=False),
 )
 
 UNNAMED = (1, 24)
@@ -44,3 +48,21 @@ def dialect(version: tuple[int, int] | None) -> Dialect:
     """The dialect of a release."""
     wanted = version or UNNAMED
     return next((one for one in DIALECTS if one.since <= wanted), DIALECTS[-1])
+
+
+def federation_of_1_24(answer: control_pb2.ShowFederationResponse) -> bytes:
+    """The answer with Federation as 1.24-1.25 number it: name 1, account ids 2, nodes 3, runs 4 (WIRE.md 1.4)."""
+    federation = answer.federation
+    fields: list[tuple[int, bytes]] = [(1, federation.name.encode())]
+    fields += [(2, member.account.id.encode()) for member in federation.members]
+    fields += [(3, _bytes_of(node)) for node in federation.nodes]
+    fields += [(4, _bytes_of(run)) for run in federation.runs]
+    return _encode([(1, _encode(fields)), (2, answer.now.encode())])
+
+
+def _bytes_of(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _encode(fields: Sequence[tuple[int, bytes]]) -> bytes:
+    return b"".join(bytes([number << 3 | 2]) + varint(len(content)) + content for number, content in fields)

@@ -379,7 +379,7 @@ async def network(folder: Path, **changes: Any) -> AsyncIterator[Network]:
         )
     finally:
         for channel in channels.values():
-            await channel.close()
+            await channel.close(None)
         await link.stop(1.0)
         await core.close()
 
