@@ -164,7 +164,7 @@ def _superlink(setup: Setup, folder: Path, started: list[Process]) -> Federation
         if version < (1, 33):
             options += ["--storage-dir", str(folder / "superlink" / "objects")] if version < (1, 26) else []
         if version < HTTP_RUNTIME:
-            options += _addresses(appio, fleet, control)
+            options += _addresses(appio, fleet, control, control_name="control" if version >= (1, 21) else "exec")
         else:
             options += ["--port", str(appio)]
             fleet = appio if version >= HTTP_FLEET else fleet
@@ -208,9 +208,9 @@ def _node(federation: Federation, number: int, started: list[Process]) -> None:
     federation.node_ports.append(port)
 
 
-def _addresses(appio: int, fleet: int, control: int) -> list[str]:
+def _addresses(appio: int, fleet: int, control: int, *, control_name: str = "control") -> list[str]:
     options = []
-    for flag, port in (("serverappio", appio), ("fleet", fleet), ("control", control)):
+    for flag, port in (("serverappio", appio), ("fleet", fleet), (control_name, control)):
         options += [f"--{flag}-api-address", f"127.0.0.1:{port}"]
     return options
 
