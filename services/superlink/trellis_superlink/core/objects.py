@@ -80,7 +80,7 @@ class Objects:
 
     # ---- taking in
 
-    async def store(self, who: Principal, run_id: int, object_id: str, content: bytes) -> bool:
+    async def store(self, who: Principal, run_id: int, object_id: str, content: bytes | memoryview) -> bool:
         """One whole object (stock's PushObject). False when no message names it or the hash differs (WIRE.md 2.3);
         BadObject when malformed; RunOver; True once durable, also when it was here already."""
         state = await self.expected(run_id, object_id)
@@ -88,13 +88,13 @@ class Objects:
             return state == "here"
         return await self._ground.to_the_end(self._store(who, run_id, object_id, content))
 
-    async def _store(self, who: Principal, run_id: int, object_id: str, content: bytes) -> bool:
+    async def _store(self, who: Principal, run_id: int, object_id: str, content: bytes | memoryview) -> bool:
         head = await self.in_thread(_head_if_intact, object_id, content)
         if head is None:
             return False
         self.count_received(who, run_id, len(content))
         if len(content) <= INLINE_OBJECT:
-            return await self.settle(object_id, head, content=content, file=None)
+            return await self.settle(object_id, head, content=bytes(content), file=None)
         file = await self.in_thread(self.open_file, object_id)
         try:
             await self.in_thread(file.write, content)
@@ -297,7 +297,7 @@ class Receiver:
         self._settling: list[asyncio.Task[str | None]] = []
         self._stored: list[str] = []
 
-    async def part(self, object_id: str, offset: int, size: int, data: bytes) -> None:
+    async def part(self, object_id: str, offset: int, size: int, data: bytes | memoryview) -> None:
         """The parts of an object in order without gaps. BadObject, TryAgainLater, RunOver."""
         current = self._current or await self._start(object_id, size)
         if (object_id, offset, size) != (current.object_id, current.received, current.size):
@@ -383,7 +383,7 @@ class _Arriving:
     def open(self, begin: Callable[[str], Incoming]) -> None:
         self.file = begin(self.object_id)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         assert self.verifier is not None
         self.verifier.feed(data)
         if self.file is None:
@@ -392,7 +392,7 @@ class _Arriving:
             self.file.write(data)
 
 
-def _head_if_intact(object_id: str, content: bytes) -> ObjectHead | None:
+def _head_if_intact(object_id: str, content: bytes | memoryview) -> ObjectHead | None:
     """None when the content has another hash; BadObject when it is malformed."""
     if hash_of(content) != object_id:
         return None

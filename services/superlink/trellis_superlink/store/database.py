@@ -74,7 +74,7 @@ def _sqlite_engine(path: Path, begin: str) -> Engine:
         ):
             connection.execute(f"PRAGMA {pragma}").close()
 
-    # The driver's own transaction handling knows no savepoints and no immediate locks: ours begins by hand.
+    # The driver's own transaction handling knows no immediate locks: ours begins by hand.
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
@@ -184,35 +184,19 @@ class Database:
             connection.close()
 
     def _run(self, connection: Connection, group: list[_Job]) -> None:
-        """One commit for all; when storage itself fails, each on its own so that it fails alone."""
+        """One commit for all. When anything in it fails, which is rare, each runs again on its own and fails alone:
+        cheaper than a savepoint around every write."""
         try:
             with connection.begin():
                 for job in group:
-                    self._attempt(connection, job, nested=len(group) > 1)
-        except _Undo:
-            pass  # the only job of the group failed; its error is noted
+                    job.tx = Tx(connection)
+                    job.value = job.fn(job.tx)
         except Exception as error:
             if len(group) == 1:
                 group[0].error = TryAgainLater(_first_line(error)) if passing(error) else error
             else:
                 for job in group:
                     self._run(connection, [job])
-
-    def _attempt(self, connection: Connection, job: _Job, *, nested: bool) -> None:
-        job.tx, job.value, job.error = Tx(connection), None, None
-        savepoint = connection.begin_nested() if nested else None
-        try:
-            job.value = job.fn(job.tx)
-        except Exception as error:
-            if passing(error):
-                raise
-            job.error = error
-            if savepoint is None:
-                raise _Undo from error
-            savepoint.rollback()
-        else:
-            if savepoint is not None:
-                savepoint.commit()
 
     def _deliver(self, group: list[_Job]) -> None:
         topics: dict[str, None] = {}
@@ -230,10 +214,6 @@ class Database:
                 job.future.set_exception(job.error)
             else:
                 job.future.set_result(job.value)
-
-
-class _Undo(Exception):
-    """Leaves the transaction block so that it rolls back."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import pytest
 from core_world import World, answer, ids, instruct, letter, records
@@ -130,7 +131,7 @@ async def test_instructions_that_break_a_rule_are_refused(w: World, change: dict
         ({"run_id": 9}, "another run"),
     ],
 )
-async def test_replies_that_break_a_rule_are_refused(w: World, change: dict[str, object], word: str) -> None:
+async def test_replies_that_break_a_rule_are_refused(w: World, change: dict[str, Any], word: str) -> None:
     node = await w.node()
     who, work, _stay = await w.running()
     sent = instruct(work.run.run_id, node.node_id, records())

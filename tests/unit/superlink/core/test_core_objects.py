@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from core_world import World, answer, instruct, records
@@ -49,10 +50,18 @@ async def test_stored_objects_are_on_the_disk_before_the_answer(w: World, monkey
     sent = instruct(work.run.run_id, node.node_id, records(200_000))
     await w.core.mail.push_instructions(who, [sent.bare()])
     events: list[str] = []
-    settle = Incoming.settle
-    monkeypatch.setattr(Incoming, "settle", lambda self: (settle(self), events.append("synced"))[0])
-    run = w.core._ground.db._run
-    monkeypatch.setattr(w.core._ground.db, "_run", lambda c, g: (run(c, g), events.append("committed"))[0])
+    settle, run = Incoming.settle, w.core._ground.db._run
+
+    def noting_settle(self: Incoming) -> None:
+        settle(self)
+        events.append("synced")
+
+    def noting_run(connection: Any, group: Any) -> None:
+        run(connection, group)
+        events.append("committed")
+
+    monkeypatch.setattr(Incoming, "settle", noting_settle)
+    monkeypatch.setattr(w.core._ground.db, "_run", noting_run)
     big = next(k for k, v in sent.contents.items() if len(v) > 100_000)
     assert await w.core.objects.store(who, work.run.run_id, big, sent.contents[big])
     assert events == ["synced", "committed"]
