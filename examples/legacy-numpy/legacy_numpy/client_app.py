@@ -1,7 +1,6 @@
 """What a site does, as a NumPyClient: fit on its own images, evaluate by those it kept back."""
 
-from flwr.client import ClientApp, NumPyClient
-from flwr.client.client import Client
+from flwr.client import Client, ClientApp, NumPyClient
 from flwr.common import Context, NDArrays, Scalar
 
 from legacy_numpy import task
