@@ -1,0 +1,29 @@
+"""A command of stock Flower that Trellis does not offer."""
+
+import argparse
+
+from trellis_cli.errors import EXIT_USAGE
+from trellis_cli.output import Output
+
+_NEEDS = {
+    "login": "needs a SuperLink with account authentication (OIDC); this one knows a single account, without login.",
+    "pull": "needs a SuperLink with an artifact provider; models that the app saves stay where its ServerApp runs.",
+    "install": "needs nothing here: the executor that runs a FAB unpacks it. To look into one: it is a zip file.",
+    "chat": "needs an AgentApp and a language model behind it; Trellis runs ServerApps and ClientApps.",
+    "app": "needs an account at Flower Hub, flower.ai; use stock's flwr for it.",
+    "federation": "needs a SuperLink that manages several federations; a Trellis SuperLink is one federation. "
+    "`trellis supernode list` shows who is in it.",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = None
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def execute(args: argparse.Namespace, out: Output) -> int:
+    name: str = args.command.name
+    sentence = f"`{name}` {_NEEDS[name.split()[0]]}"
+    out.json({"success": False, "error-message": sentence})
+    out.note(sentence)
+    return EXIT_USAGE

@@ -1,0 +1,215 @@
+"""Control over gRPC (Flower 1.21-1.36 and Trellis): calls, and what their failures mean to people."""
+
+import json
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from trellis_wire.pb.edge import control_pb2 as pb
+from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
+from trellis_wire.pb.edge.run_pb2 import Run
+
+from trellis_cli.connection import Connection
+from trellis_cli.errors import CliError, Unreachable, UsageError
+
+_T = TypeVar("_T")
+
+# Says which generation of messages we read: NodeInfo has today's layout from 1.24 on, the header exists from 1.30 on.
+_METADATA = (
+    ("flwr-package-name", "flwr"),
+    ("flwr-package-version", "1.36.0"),
+    ("flwr-component-name", "flwr CLI"),
+)
+_CALL_SECONDS = 30.0
+_UPLOAD_SECONDS = 120.0  # a FAB has at most 10 MiB
+_STREAM_SECONDS = 60.0  # stock's refresh of the log stream: also what notices a connection that died silently
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A SuperLink that is started again is found within two seconds, not within gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+
+class Control:
+    """An open connection to a SuperLink's Control API. Every failure comes out as a CliError, streams' excepted."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._channel = _open(connection)
+        self._stub = ControlStub(self._channel)
+
+    def __enter__(self) -> "Control":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def start_run(self, request: pb.StartRunRequest) -> pb.StartRunResponse:
+        """Start a run. A stock SuperLink of 1.24 and 1.25 knows its federation only as "default" and refuses ""."""
+        if request.federation:
+            return self._call(self._stub.StartRun, request, _UPLOAD_SECONDS)
+        try:
+            response = self._call(self._stub.StartRun, request, _UPLOAD_SECONDS)
+        except CliError as error:
+            if isinstance(error, Unreachable) or "federation" not in str(error).lower():
+                raise
+        else:
+            if response.HasField("run_id"):
+                return response
+        again = pb.StartRunRequest()
+        again.CopyFrom(request)
+        again.federation = "default"
+        return self._call(self._stub.StartRun, again, _UPLOAD_SECONDS)
+
+    def list_runs(self, limit: int | None = None) -> pb.ListRunsResponse:
+        return self._call(self._stub.ListRuns, pb.ListRunsRequest(limit=limit))
+
+    def get_run(self, run_id: int) -> tuple[Run, str]:
+        """The run and the SuperLink's clock. CliError where there is no such run."""
+        response = self._call(self._stub.ListRuns, pb.ListRunsRequest(run_id=run_id))
+        if run_id not in response.run_dict:
+            raise CliError(_no_run(run_id))
+        return response.run_dict[run_id], response.now
+
+    def stop_run(self, run_id: int) -> bool:
+        return self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id)).success
+
+    def list_nodes(self) -> pb.ListNodesResponse:
+        return self._call(self._stub.ListNodes, pb.ListNodesRequest())
+
+    def register_node(self, public_key: bytes) -> int:
+        """The new node's id. The key is a SubjectPublicKeyInfo PEM."""
+        response = self._call(self._stub.RegisterNode, pb.RegisterNodeRequest(public_key=public_key))
+        if not response.HasField("node_id"):
+            raise CliError("The SuperLink did not register the SuperNode and did not say why; its log may.")
+        return response.node_id
+
+    def unregister_node(self, node_id: int) -> None:
+        self._call(self._stub.UnregisterNode, pb.UnregisterNodeRequest(node_id=node_id))
+
+    def stream_logs(self, run_id: int, after: float, timeout: float = _STREAM_SECONDS) -> "LogStream":
+        """The log from `after` (Unix seconds) on. Iterating raises grpc.RpcError: the caller knows which are fatal."""
+        request = pb.StreamLogsRequest(run_id=run_id, after_timestamp=after)
+        return LogStream(self._stub.StreamLogs(request, timeout=timeout, metadata=_METADATA))
+
+    def explain(self, error: grpc.RpcError) -> CliError:
+        """What this failure means, and what to do about it."""
+        return explain(error, self.connection)
+
+    def _call(self, method: "Callable[..., _T]", request: Any, timeout: float = _CALL_SECONDS) -> _T:
+        try:
+            return method(request, timeout=timeout, metadata=_METADATA)
+        except grpc.RpcError as error:
+            raise self.explain(error) from error
+
+
+class LogStream:
+    """One call of StreamLogs: iterate it, or cancel it from another thread."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __iter__(self) -> Iterator[pb.StreamLogsResponse]:
+        yield from self._call
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+def _open(connection: Connection) -> grpc.Channel:
+    options = list(_OPTIONS)
+    if connection.address.startswith(_LOOPBACK):
+        options.append(("grpc.enable_http_proxy", 0))  # no proxy leads to this machine
+    if connection.insecure:
+        return grpc.insecure_channel(connection.address, options)
+    roots = None
+    if connection.root_certificates is not None:
+        try:
+            roots = connection.root_certificates.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"The root certificates {connection.root_certificates} cannot be read: {error.strerror}."
+            ) from error
+    return grpc.secure_channel(connection.address, grpc.ssl_channel_credentials(roots), options)
+
+
+def explain(error: grpc.RpcError, connection: Connection) -> CliError:
+    """A gRPC failure as one sentence. Details may be plain text or JSON (Flower 1.33 on)."""
+    code: grpc.StatusCode = error.code()
+    details = error.details() or ""
+    said = _public_text(details)
+    where = f"the SuperLink at {connection.address} (from {connection.source})"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return _unavailable(details, said, connection, where)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unreachable(f"No answer in time from {where}. It may be busy or starting; try again.")
+    if code is grpc.StatusCode.UNIMPLEMENTED and not said.strip("."):
+        return CliError(
+            f"What answers at {connection.address} does not offer this; it may be no SuperLink's Control port."
+        )
+    if code is grpc.StatusCode.UNIMPLEMENTED and _is_grpc_default(details):
+        return CliError(
+            f"What answers at {connection.address} does not know this command: either it is another port than the "
+            "Control API's (usually 9093), or a SuperLink too old for it (Flower 1.20 and earlier, or 1.37 and later, "
+            "speak otherwise)."
+        )
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return CliError(f"The SuperLink does not know who you are: {said or 'no valid login'}. Log in first.")
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return CliError(f"You may not do this: {said or 'the SuperLink refused it'}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return CliError(f"Too much for the SuperLink: {said}")
+    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS):
+        return CliError(f"The SuperLink failed ({code.name}): {said or 'it did not say why'}. Its log says more.")
+    return CliError(said or f"The SuperLink refused ({code.name}) and did not say why.")
+
+
+def _unavailable(details: str, said: str, connection: Connection, where: str) -> CliError:
+    lower = details.lower()
+    if not connection.insecure and any(word in lower for word in ("wrong_version_number", "wrong version number")):
+        return Unreachable(
+            f"{connection.address} answers without TLS. If it shall: insecure = true in {connection.source}."
+            if connection.source != "--superlink"
+            else f"{connection.address} answers without TLS. If it shall, add --insecure."
+        )
+    if not connection.insecure and ("certificate" in lower or "handshake" in lower):
+        roots = connection.root_certificates
+        trusted = f"the roots in {roots}" if roots else "the system's roots; name others with root-certificates"
+        return Unreachable(f"The certificate of {where} is not accepted by {trusted}. ({said})")
+    nobody = ("failed to connect", "connection refused", "dns", "resolve", "no route", "timeout")
+    if any(word in lower for word in nobody):
+        return Unreachable(f"Nobody answers at {where}. Does it run, and is this the port of its Control API? ({said})")
+    if connection.insecure and any(word in lower for word in ("socket closed", "connection reset", "end of file")):
+        return Unreachable(f"{connection.address} closed the connection; it may want TLS (no insecure, no --insecure).")
+    return Unreachable(f"{connection.address} cannot answer now: {said or 'no reason given'} Try again.")
+
+
+def _is_grpc_default(details: str) -> bool:
+    return details in ("Method not found!", "") or "unknown service" in details.lower()
+
+
+def _public_text(details: str) -> str:
+    """The text for people out of plain details or a JSON body, in both of its spellings (Flower 1.33 on)."""
+    try:
+        body = json.loads(details)
+    except ValueError:
+        return details
+    if not isinstance(body, dict):
+        return details
+    text = body.get("public_message") or body.get("detail")
+    if not isinstance(text, str):
+        return details
+    more = body.get("public_details") or body.get("extra")
+    code = body.get("code")
+    return f"{text}{f' {more}' if more else ''}{f' [code {code}]' if isinstance(code, int) else ''}"
+
+
+def _no_run(run_id: int) -> str:
+    return f"There is no run {run_id} on this SuperLink; `trellis ls` lists the runs."

@@ -1,0 +1,91 @@
+"""A federation on this machine: started, awaited and ended, for `up` and `demo`."""
+
+import argparse
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trellis_kit.federation import Addresses, Federation, Plan, StartProblem, port_is_free
+
+from trellis_cli.connection import Connection, direct
+from trellis_cli.control import Control
+from trellis_cli.errors import CliError, UsageError
+from trellis_cli.output import Output
+
+_START_SECONDS = 120.0  # a cold disk and a busy machine
+_GRACE_SECONDS = 10.0
+
+
+def add_federation(parser: argparse.ArgumentParser) -> None:
+    """The arguments of both commands."""
+    parser.add_argument("--supernodes", type=int, default=3, metavar="N", help="how many sites (default: 3)")
+    parser.add_argument(
+        "--guest-python",
+        type=Path,
+        metavar="PATH",
+        help="interpreter that hosts the apps, with flwr and what they import (default: the first python on PATH)",
+    )
+    parser.add_argument(
+        "--isolation",
+        choices=("process", "subprocess"),
+        default="process",
+        help="executors as processes of their own, or started by the SuperLink and the SuperNodes",
+    )
+
+
+def plan(args: argparse.Namespace, directory: Path, *, stock_ports: bool) -> Plan:
+    """What these arguments mean. UsageError for what cannot be started."""
+    if args.supernodes < 1:
+        raise UsageError("--supernodes: a federation has at least one.")
+    guest: Path | None = args.guest_python
+    if guest is not None and not guest.exists():
+        raise UsageError(f"--guest-python: there is no {guest}; name the python of a virtual environment with flwr.")
+    addresses = Addresses.stock(args.supernodes) if stock_ports else Addresses.free(args.supernodes)
+    taken = [address for address in addresses.all if not port_is_free(int(address.rsplit(":", 1)[1]))]
+    if taken:
+        raise UsageError(f"{', '.join(taken)} is in use; end what listens there, or add --free-ports.")
+    return Plan(
+        directory=directory,
+        addresses=addresses,
+        guest_python=None if guest is None else guest.absolute(),
+        isolation=args.isolation,
+    )
+
+
+@contextmanager
+def running(wanted: Plan, out: Output) -> Iterator[Federation]:
+    """The federation, ready for runs; ended in order afterwards, whatever happens. CliError when it does not start."""
+    try:
+        federation = Federation(wanted)
+    except StartProblem as problem:
+        raise CliError(str(problem)) from problem
+    try:
+        out.note(f"Starting a SuperLink, {wanted.supernodes} SuperNode(s) and their executors ...")
+        federation.start()
+        asyncio.run(_ready(federation))
+        yield federation
+    except StartProblem as problem:
+        raise CliError(str(problem)) from problem
+    finally:
+        out.note("Stopping the federation ...")
+        try:
+            asyncio.run(federation.stop(_GRACE_SECONDS))
+        finally:  # a second Ctrl-C ends it at once
+            federation.kill()
+
+
+async def _ready(federation: Federation) -> None:
+    await federation.ready(_START_SECONDS)
+    with Control(connection_to(federation)) as control:
+
+        def all_online() -> bool:
+            nodes = control.list_nodes().nodes_info
+            return sum(node.status == "online" for node in nodes) >= federation.plan.supernodes
+
+        await federation.until(all_online, _START_SECONDS, "every SuperNode is online")
+
+
+def connection_to(federation: Federation) -> Connection:
+    """How the command line speaks to this federation."""
+    return direct(federation.plan.addresses.control, insecure=True, root_certificates=None)
