@@ -24,6 +24,7 @@ from trellis_superlink.edges import stock_appio
 from trellis_superlink.edges.control import Control
 from trellis_superlink.edges.credentials import Anybody, CredentialProvider, JoinToken
 from trellis_superlink.edges.fleet import Fleet, adapter_service
+from trellis_superlink.edges.flow import SERVER_OPTIONS, Flow
 from trellis_superlink.edges.rpc import Drain, Router, Service
 from trellis_superlink.edges.serverappio import ServerAppIO
 from trellis_superlink.metrics import Metrics
@@ -50,9 +51,10 @@ class SuperLink:
             client_ca=None,
             flags="--ssl-certfile and --ssl-keyfile",
         )
-        fleet = Fleet(core, self.drain, self.metrics)
+        flow = Flow()
+        fleet = Fleet(core, self.drain, self.metrics, flow)
         control = Control(core, self.drain, self.metrics)
-        appio = ServerAppIO(core, self.drain, self.metrics, self._providers())
+        appio = ServerAppIO(core, self.drain, self.metrics, flow, self._providers())
         self.appio = self._server(
             "serverappio", settings.serverappio_api_address, None, (appio.service(), *stock_appio.services())
         )
@@ -65,7 +67,7 @@ class SuperLink:
         self._isolation: Isolation | None = None
 
     def _server(self, name: str, address: str, tls: ServerTls | None, services: tuple[Service, ...]) -> GrpcServer:
-        server = GrpcServer(name, address, tls)
+        server = GrpcServer(name, address, tls, options=SERVER_OPTIONS)
         server.server.add_generic_rpc_handlers((Router(services, self.metrics),))
         return server
 

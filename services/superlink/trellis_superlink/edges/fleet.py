@@ -18,7 +18,8 @@ from trellis_superlink.core.runs import Status
 from trellis_superlink.core.service import Core
 from trellis_superlink.edges import convert
 from trellis_superlink.edges.errors import FLEET_ANSWERS, EdgeError
-from trellis_superlink.edges.raw import Malformed, parse_push_object, pulled_object
+from trellis_superlink.edges.flow import Flow
+from trellis_superlink.edges.raw import Malformed, PushObject, parse_push_object, pulled_object
 from trellis_superlink.edges.rpc import Call, Drain, Service, malformed
 from trellis_superlink.metrics import Metrics
 
@@ -43,8 +44,9 @@ _REMEMBERED_NODES = 10_000
 class Fleet:
     """The rpcs of Fleet. A node's key must be that of the node id it names; that is the core's to say."""
 
-    def __init__(self, core: Core, drain: Drain, metrics: Metrics) -> None:
+    def __init__(self, core: Core, drain: Drain, metrics: Metrics, flow: Flow) -> None:
         self._core = core
+        self._flow = flow
         self._drain = drain
         self._metrics = metrics
         # What is set aside for an object before its size is known; a hint only, so it may be forgotten.
@@ -225,7 +227,7 @@ class Fleet:
         call.note(run_id=request.run_id)
         fab = await self._core.runs.fab(who, request.hash_str, request.run_id)
         answer = run_pb2.GetFabResponse(fab=run_pb2.Fab(hash_str=fab.fab_hash, content=fab.content))
-        async with self._core.objects.budget.hold(len(fab.content)):
+        async with self._flow.hold(len(fab.content)):
             await call.send(answer)
 
     # ---- objects ---------------------------------------------------------------------------------------------------
@@ -238,21 +240,18 @@ class Fleet:
         at their next pull.
         """
         credential = verify_grpc(call.metadata)
-        async with self._core.objects.budget.hold(self._chunk(call, credential)):
-            data = await call.body()
-            try:
-                request = parse_push_object(data)
-            except Malformed as error:
-                raise malformed("PushObjectRequest", len(data)) from error
-            who = await self._node(call, request.node_id)
-            call.note(run_id=request.run_id)
-            stored = await self._core.objects.store(who, request.run_id, request.object_id, request.content)
-        if not stored:
-            _log.warning(
-                "Object not taken: no message waits for it, or its hash is wrong",
-                extra={"object_id": request.object_id},
-            )
+        async with self._flow.hold(self._chunk(call, credential)):
+            stored = await self._store(call, _push_object(await call.body()))
         await call.send(fleet_pb2.PushObjectResponse(stored=stored))
+
+    async def _store(self, call: Call, request: PushObject) -> bool:
+        """Nothing outside refers to the content any more when this returns."""
+        who = await self._node(call, request.node_id)
+        call.note(run_id=request.run_id, object_id=request.object_id)
+        stored = await self._core.objects.store(who, request.run_id, request.object_id, request.content)
+        if not stored:
+            _log.warning("Object not taken: no message waits for it, or its hash is wrong")
+        return stored
 
     def _chunk(self, call: Call, credential: NodeCredential) -> int:
         """Bytes to set aside: 1.30 and later say who they are, the others by how they joined."""
@@ -267,8 +266,19 @@ class Fleet:
         if found is None or not found.available:
             await call.send(fleet_pb2.PullObjectResponse(object_found=found is not None, object_available=False))
             return
-        async with self._core.objects.budget.hold(found.size):
-            await call.send(pulled_object(await self._core.objects.read(who, request.run_id, request.object_id)))
+        async with self._flow.hold(found.size):
+            await call.send(pulled_object(found.size, await self._parts(who, request.run_id, request.object_id)))
+
+    async def _parts(self, who: Principal, run_id: int, object_id: str) -> list[bytes | memoryview]:
+        """An object as it lies there, so that it is put together once only."""
+        return [part.data async for part in self._core.objects.stream(who, run_id, [object_id])]
+
+
+def _push_object(data: bytes) -> PushObject:
+    try:
+        return parse_push_object(data)
+    except Malformed as error:
+        raise malformed("PushObjectRequest", len(data)) from error
 
 
 def _own_key(call: Call, claimed: bytes) -> NodeCredential:

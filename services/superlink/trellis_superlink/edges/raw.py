@@ -6,6 +6,7 @@ A parsed message holds the content twice, and a field read from it a third time;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -63,9 +64,9 @@ def parse_push_object(data: bytes) -> PushObject:
     return PushObject(rest.node.node_id, rest.run_id, rest.object_id, content)
 
 
-def pulled_object(content: bytes) -> bytes:
-    """A PullObjectResponse that says found and available, and carries the content."""
-    return b"".join((b"\x08\x01\x10\x01\x1a", varint(len(content)), content))
+def pulled_object(size: int, parts: Sequence[bytes | memoryview]) -> bytes:
+    """A PullObjectResponse that says found and available, and carries the content, `size` bytes in parts."""
+    return b"".join((b"\x08\x01\x10\x01\x1a", varint(size), *parts))
 
 
 def varint(value: int) -> bytes:

@@ -18,6 +18,7 @@ from trellis_superlink.core.service import Core
 from trellis_superlink.edges import convert
 from trellis_superlink.edges.credentials import CredentialProvider, identify
 from trellis_superlink.edges.errors import EdgeError
+from trellis_superlink.edges.flow import Flow
 from trellis_superlink.edges.rpc import Call, Drain, Service
 from trellis_superlink.metrics import Metrics
 
@@ -42,8 +43,11 @@ _OUTCOMES = {
 class ServerAppIO:
     """The rpcs of ServerAppIO."""
 
-    def __init__(self, core: Core, drain: Drain, metrics: Metrics, providers: Sequence[CredentialProvider]) -> None:
+    def __init__(
+        self, core: Core, drain: Drain, metrics: Metrics, flow: Flow, providers: Sequence[CredentialProvider]
+    ) -> None:
         self._core = core
+        self._flow = flow
         self._drain = drain
         self._metrics = metrics
         self._providers = providers
@@ -143,7 +147,7 @@ class ServerAppIO:
         who = await self._executor(call)
         request = await call.request(appio_pb2.GetFabRequest)
         fab = await self._core.runs.fab(who, request.fab_hash)
-        async with self._core.objects.budget.hold(len(fab.content)):
+        async with self._flow.hold(len(fab.content)):
             await call.send(appio_pb2.GetFabResponse(fab_hash=fab.fab_hash, content=fab.content))
 
     async def start_running(self, call: Call) -> None:
@@ -189,7 +193,7 @@ class ServerAppIO:
         try:
             while True:
                 # One part of this stream is in memory at a time; over all streams the budget counts them.
-                async with self._core.objects.budget.hold(PART):
+                async with self._flow.hold(PART):
                     data = await call.read()
                     if data is None:
                         break

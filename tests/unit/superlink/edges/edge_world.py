@@ -87,15 +87,19 @@ class Letter:
         )
 
 
-def npy(size: int, fill: bytes) -> bytes:
-    """What numpy.save writes for an array of bytes."""
-    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}".encode()
+def npy(data: bytes) -> bytes:
+    """What numpy.save writes for an array of these bytes."""
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({len(data)},), }}".encode()
     head += b" " * (-(len(head) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + fill * size
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + data
 
 
 def records(size: int = 100, fill: bytes = b"x", number: int = 1) -> dict[str, Record]:
-    array = Array("uint8", (size,), npy(size, fill))
+    return model(fill * size, number)
+
+
+def model(data: bytes, number: int = 1) -> dict[str, Record]:
+    array = Array("uint8", (len(data),), npy(data))
     return {"arrays": ArrayRecord({"w": array}), "config": ConfigRecord({"n": number})}
 
 
@@ -110,7 +114,7 @@ class StockNode:
 
     async def call(self, method: str, request: Any, *headers: tuple[str, str]) -> Any:
         metadata = [*sign_headers_grpc(self.key), *headers]
-        return await getattr(self.stub, method)(request, metadata=metadata, timeout=30)
+        return await getattr(self.stub, method)(request, metadata=metadata, timeout=120)
 
     @property
     def node(self) -> node_pb2.Node:
@@ -175,6 +179,7 @@ class StockNode:
         return metadata, content
 
     def reply(self, to: Metadata, content: Mapping[str, Record], **changes: Any) -> Letter:
+        chunk = changes.pop("chunk", 1 << 20)
         now = time.time()
         values: dict[str, Any] = {
             "run_id": to.run_id,
@@ -187,7 +192,7 @@ class StockNode:
             "message_type": to.message_type,
             "created_at": now,
         }
-        return Letter.of(Metadata(**{**values, **changes}), content)
+        return Letter.of(Metadata(**{**values, **changes}), content, chunk)
 
     async def push(self, letter: Letter) -> list[str]:
         """Announces a message; the ids of the objects that the SuperLink lacks."""
@@ -276,7 +281,7 @@ class Hosted:
         return [("trellis-token", self.work.token)]
 
     async def call(self, method: str, request: Any) -> Any:
-        return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=30)
+        return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=120)
 
     def instruction(self, node_id: int, content: Mapping[str, Record] | None = None, **changes: Any) -> Letter:
         chunk = changes.pop("chunk", 1 << 20)
@@ -307,11 +312,11 @@ class Hosted:
                         object_id=object_id, offset=offset, size=len(content), data=content[offset : offset + part]
                     )
 
-        return list((await self.stub.PushObjects(parts(), metadata=self.metadata, timeout=30)).stored)
+        return list((await self.stub.PushObjects(parts(), metadata=self.metadata, timeout=300)).stored)
 
     def replies(self, *instructions: str) -> Any:
         return self.stub.StreamReplies(
-            appio_pb2.StreamRepliesRequest(instruction_ids=list(instructions)), metadata=self.metadata, timeout=60
+            appio_pb2.StreamRepliesRequest(instruction_ids=list(instructions)), metadata=self.metadata, timeout=300
         )
 
 

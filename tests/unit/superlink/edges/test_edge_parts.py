@@ -51,7 +51,10 @@ def test_push_object_agrees_with_protobuf_on_any_bytes(data: bytes) -> None:
 @given(st.binary(min_size=1, max_size=70_000))
 def test_pulled_object_is_what_protobuf_writes(content: bytes) -> None:
     expected = fleet_pb2.PullObjectResponse(object_found=True, object_available=True, object_content=content)
-    assert fleet_pb2.PullObjectResponse.FromString(pulled_object(content)) == expected
+    assert (
+        fleet_pb2.PullObjectResponse.FromString(pulled_object(len(content), [content[:7], memoryview(content)[7:]]))
+        == expected
+    )
 
 
 def test_every_error_of_the_core_has_an_answer() -> None:
