@@ -28,6 +28,7 @@ class Control:
     """Calls to host:port, tried again while the SuperLink is away."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
