@@ -61,7 +61,10 @@ class _Reloading:
 
     def __init__(self, tls: ServerTls) -> None:
         self._tls = tls
-        self._seen = self._stamp()
+        try:
+            self._seen = self._stamp()
+        except OSError as error:
+            raise Fatal(f"Cannot read {error.filename}: {error.strerror}") from error
         self.configuration = self._load()
 
     def _stamp(self) -> tuple[tuple[int, int], ...]:

@@ -1,0 +1,153 @@
+"""The program as a process: what it refuses to start with, TLS, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from edge_world import Executor, StockNode, refusal
+from grpc import StatusCode
+from trellis_wire.pb.appio.appio_pb2_grpc import ServerAppIOStub
+from trellis_wire.pb.edge import control_pb2
+from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
+from trellis_wire.pb.edge.fleet_pb2_grpc import FleetStub
+
+PORTS = [f"--{name}-api-address=127.0.0.1:0" for name in ("serverappio", "fleet", "control")]
+
+
+async def run(*argv: str) -> Process:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRELLIS_")}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "trellis_superlink.main", *argv), stderr=PIPE, env=environment
+    )
+
+
+async def started(*argv: str) -> tuple[Process, dict[str, str]]:
+    process = await run("--log-format", "json", *PORTS, *argv)
+    assert process.stderr is not None
+    addresses: dict[str, str] = {}
+    while True:
+        line = json.loads(await asyncio.wait_for(process.stderr.readline(), 30))
+        if "listener" in line:
+            addresses[line["listener"]] = line["address"]
+        if "is ready" in line["message"]:
+            return process, addresses
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certfile, keyfile = folder / "cert.pem", folder / "key.pem"
+    certfile.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    keyfile.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certfile, keyfile
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "--insecure"),
+        (["--insecure", "--ssl-certfile", "/x", "--ssl-keyfile", "/y"], "not both"),
+        (["--ssl-certfile", "/does/not/exist", "--ssl-keyfile", "/y"], "/does/not/exist"),
+        (["--insecure", "--fleet-api-address", "nonsense"], "host:port"),
+        (["--insecure", "--isolation", "docker"], "--isolation"),
+    ],
+)
+async def test_what_it_does_not_start_with(argv: list[str], told: str) -> None:
+    process = await run(*PORTS, *argv)
+    _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    assert told in errors.decode()
+    assert "Traceback" not in errors.decode()
+
+
+async def test_tls_on_fleet_and_control(tmp_path: Path) -> None:
+    certfile, keyfile = certificate(tmp_path)
+    process, addresses = await started("--ssl-certfile", str(certfile), "--ssl-keyfile", str(keyfile))
+    try:
+        credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
+        secure = {
+            name: grpc.aio.secure_channel("localhost:" + addresses[name].rpartition(":")[2], credentials)
+            for name in ("fleet", "control")
+        }
+        assert await StockNode(FleetStub(secure["fleet"])).join()
+        listed = await ControlStub(secure["control"]).ListNodes(control_pb2.ListNodesRequest())
+        assert len(listed.nodes_info) == 1
+        plain = grpc.aio.insecure_channel(addresses["fleet"])
+        status, _ = await refusal(StockNode(FleetStub(plain)).join())
+        assert status is StatusCode.UNAVAILABLE
+        for channel in (*secure.values(), plain):
+            await channel.close(None)
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def test_sigterm_answers_what_is_held_and_ends_in_order(tmp_path: Path) -> None:
+    process, addresses = await started("--insecure", "--database", str(tmp_path / "db"))
+    channel = grpc.aio.insecure_channel(addresses["fleet"])
+    interior = grpc.aio.insecure_channel(addresses["serverappio"])
+    node = StockNode(FleetStub(channel))
+    await node.join()
+    executor = Executor(ServerAppIOStub(interior))
+    await executor.attend()
+    pull = asyncio.create_task(node.pull())
+    await asyncio.wait({pull}, timeout=0.3)
+    process.send_signal(signal.SIGTERM)
+    assert not (await asyncio.wait_for(pull, 5)).messages_list
+    with pytest.raises(Exception, match="UNAVAILABLE"):
+        await executor.order()
+    await asyncio.wait_for(process.communicate(), 15)
+    assert process.returncode == 0
+    for one in (channel, interior):
+        await one.close(None)
+
+
+async def test_kill_and_restart_on_the_same_database(tmp_path: Path) -> None:
+    process, addresses = await started("--insecure", "--database", str(tmp_path / "db"))
+    channel = grpc.aio.insecure_channel(addresses["fleet"])
+    node = StockNode(FleetStub(channel))
+    await node.join()
+    process.kill()
+    await process.communicate()
+    again = ["--insecure", "--database", str(tmp_path / "db"), "--fleet-api-address", addresses["fleet"]]
+    process, _ = await started(*again)
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert await node.heartbeat()
+                    break
+                except grpc.aio.AioRpcError as error:  # as a stock node: the same again while nobody is there
+                    assert error.code() is StatusCode.UNAVAILABLE  # noqa: PT017
+                    await asyncio.sleep(0.1)
+    finally:
+        process.terminate()
+        await process.communicate()
+        await channel.close(None)
