@@ -7,8 +7,11 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from trellis_kit import logs
+from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.isolation import Isolation, SubprocessIsolation
 from trellis_kit.lifecycle import EXIT_FAILED, Fatal, Stop, run_service
@@ -65,6 +68,7 @@ class SuperLink:
             self._servers.append(GrpcServer("health", settings.health_server_address, None))
         self.ops = OpsServer(settings.ops_address, self.ready, self.metrics.registry)
         self._isolation: Isolation | None = None
+        self._secrets: TemporaryDirectory[str] | None = None
 
     def _server(self, name: str, address: str, tls: ServerTls | None, services: tuple[Service, ...]) -> GrpcServer:
         server = GrpcServer(name, address, tls, options=SERVER_OPTIONS)
@@ -94,13 +98,24 @@ class SuperLink:
             await server.start()
         await self.ops.start()
         if self.settings.isolation == "subprocess":
-            self._isolation = SubprocessIsolation(self._executor)
+            argv = self._executor()
+            self._isolation = SubprocessIsolation(lambda: argv)
             await self._isolation.start()
 
     def _executor(self) -> Sequence[str]:
-        """The executor that the SuperLink starts itself."""
-        argv = ["trellis-serverapp", "--insecure", "--serverappio-api-address", _reachable(self.appio.bound)]
-        return [*argv, "--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
+        """How the SuperLink starts its own executor. Raises Fatal where that is not installed."""
+        try:
+            program = find_program("trellis-serverapp")
+        except StartProblem as error:
+            raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
+        argv = [program, "--insecure", "--serverappio-api-address", _reachable(self.appio.bound)]
+        argv += ["--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
+        if self.settings.join_token:
+            self._secrets = TemporaryDirectory(prefix="trellis-superlink-")  # for its owner only
+            path = Path(self._secrets.name) / "join-token"
+            path.write_text(self.settings.join_token)
+            argv += ["--join-token-file", str(path)]
+        return argv
 
     async def watch(self) -> None:
         """Keeps the gauges; ends with its task."""
@@ -117,12 +132,18 @@ class SuperLink:
         self.metrics.executors.set(counts.executors)
 
     async def stop(self, grace: float) -> None:
-        """Held calls are answered, streams told to come again, transfers may finish within `grace` seconds."""
-        self.drain.begin()
+        """Our own executor ends first and may still report; then held calls are answered, streams are told to come
+        again, and transfers may finish. All of it within `grace` seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace
         if self._isolation is not None:
-            await self._isolation.stop(grace)
-        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+            await self._isolation.stop(grace * 0.7)
+        self.drain.begin()
+        rest = max(0.5, end - loop.time())
+        await asyncio.gather(*(server.stop(rest) for server in self._servers))
         await self.ops.stop()
+        if self._secrets is not None:
+            self._secrets.cleanup()
 
 
 def _reachable(bound: str) -> str:
