@@ -330,7 +330,7 @@ class Network:
     control: Any
     fleet: Any
     appio: Any
-    channels: dict[str, grpc.aio.Channel]
+    channels: dict[str, Any]
 
     async def submit(self, **more: Any) -> int:
         answer = await self.control.StartRun(
