@@ -51,7 +51,7 @@ async def test_stock_supernodes_train(release: str, app: str, request: pytest.Fi
 
 async def test_own_and_stock_supernodes_in_one_run(digits: Path, tmp_path: Path) -> None:
     layout = Layout(supernodes=(TRELLIS, TRELLIS, "1.24.0", "1.38.0"))
-    assert_learned(await trained(layout, digits, tmp_path))
+    assert_learned(await trained(layout, digits, tmp_path, rounds=5), rounds=5)  # four parts learn more slowly than two
 
 
 @pytest.mark.parametrize("release", ["1.24.0", "1.33.0", "1.36.0"])

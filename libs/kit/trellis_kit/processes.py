@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -23,11 +25,21 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
-def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Have the kernel send this process a signal when its parent ends; ends at once when that already happened."""
-    _prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), number)
+# Between fork and exec no code of ours may run: with gRPC's threads in the process, a fork that runs Python aborts in the
+# child now and then. So a small program takes the steps that belong into the child and becomes what was asked for.
+_LAUNCHER = """
+import ctypes, os, sys
+parent, number, memory, cpus, *argv = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, int(number), 0, 0, 0)
+if os.getppid() != int(parent):
+    os._exit(143)
+if memory:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+if cpus:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cpus)])
+os.execv(argv[0], argv)
+"""
 
 
 def spawn(
@@ -41,21 +53,21 @@ def spawn(
     new_session: bool = False,
     pass_fds: Sequence[int] = (),
     death_signal: signal.Signals = signal.SIGTERM,
-    prepare: Callable[[], None] | None = None,
+    memory: int | None = None,
+    cpus: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process that gets `death_signal` when the calling thread ends, however it ends.
 
-    `prepare` runs in the child before the program: async-signal-safe work only (limits, priorities).
+    `memory` bounds its address space in bytes, `cpus` the number of processors it may use. Raises FileNotFoundError
+    when the program does not exist or may not be executed.
     """
-    parent = os.getpid()
-
-    def before_exec() -> None:
-        die_with_parent(parent, death_signal)
-        if prepare is not None:
-            prepare()
-
+    program = shutil.which(argv[0])
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+    limits = ("" if memory is None else str(memory), "" if cpus is None else str(cpus))
+    launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(int(death_signal)), *limits)
     return subprocess.Popen(
-        list(argv),
+        [*launcher, os.path.abspath(program), *argv[1:]],
         env=None if env is None else dict(env),
         cwd=cwd,
         stdin=stdin,
@@ -63,7 +75,6 @@ def spawn(
         stderr=stderr,
         start_new_session=new_session,
         pass_fds=tuple(pass_fds),
-        preexec_fn=before_exec,
     )
 
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -132,7 +131,8 @@ class GuestHost:
                 new_session=True,
                 pass_fds=(theirs.fileno(),),
                 death_signal=signal.SIGKILL,
-                prepare=self._limit,
+                memory=self._settings.memory,
+                cpus=self._settings.cpus,
             )
         except OSError as error:
             raise GuestProblem(
@@ -166,12 +166,6 @@ class GuestHost:
             await self.start()
         except GuestProblem as problem:
             raise Fatal(str(problem)) from problem
-
-    def _limit(self) -> None:
-        if self._settings.memory is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (self._settings.memory, self._settings.memory))
-        if self._settings.cpus is not None:
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: self._settings.cpus])
 
     def _on_news(self, control: socket.socket) -> None:
         while True:
