@@ -17,7 +17,7 @@ from trellis_wire.pb.appio import appio_pb2
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 3
-RECONNECT_SECONDS: Final = 30.0
+RECONNECT_SECONDS: Final = 10.0
 """How long an executor whose stream broke keeps its tasks."""
 
 
