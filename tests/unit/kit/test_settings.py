@@ -31,7 +31,7 @@ def parse(*argv: str, stock: tuple[StockFlag, ...] = (), **environ: str) -> Exam
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str, **environ: str) -> str:
     with pytest.raises(SystemExit) as exit_info:
-        parse(*argv, **environ)
+        parse(*argv, stock=(), **environ)
     assert exit_info.value.code == 2
     return capsys.readouterr().err
 

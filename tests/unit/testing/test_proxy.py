@@ -92,7 +92,8 @@ async def test_errors_keep_status_details_and_trailers(proxy: GrpcProxy) -> None
             await control_pb2_grpc.ControlStub(channel).StopRun(control_pb2.StopRunRequest(run_id=RUN + 1))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     assert caught.value.details() == "Run ID not found"
-    assert dict(caught.value.trailing_metadata() or ())["reason"] == "unknown"
+    trailers: Any = caught.value.trailing_metadata()
+    assert dict(trailers)["reason"] == "unknown"
 
 
 async def test_a_reply_can_be_lost_after_the_server_has_answered(
