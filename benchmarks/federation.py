@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import venvs
+from trellis_testing.venvs import StockFlwr
+
 from benchmarks.processes import Line, Process, free_port, listens, start, wait_until
 
 TRELLIS = "trellis"
@@ -65,7 +66,7 @@ class Federation:
     ) -> tuple[float, list[Line]]:
         """Run an app to its end, by the command line of the SuperLink's release: (when submitted, lines of its log)."""
         release = self.setup.superlink
-        env = _environment(self.folder / "cli", None if release == TRELLIS else venvs.ensure(release))
+        env = _environment(self.folder / "cli", None if release == TRELLIS else _venv(release))
         copy = self.folder / "app"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(app, copy)
@@ -99,8 +100,12 @@ def _as_toml(config: dict[str, str | int | float | bool]) -> str:
     return " ".join(f"{key}={scalar(value)}" for key, value in config.items())
 
 
+def _venv(release: str) -> Path:
+    return StockFlwr(release).ensure().path
+
+
 def _program(name: str, release: str | None) -> str:
-    folder = Path(sys.executable).parent if release is None else venvs.ensure(release) / "bin"
+    folder = Path(sys.executable).parent if release is None else _venv(release) / "bin"
     return str(folder / name)
 
 
@@ -139,7 +144,7 @@ def running(setup: Setup) -> Iterator[Federation]:
 def _launch(
     name: str, release: str, program: Sequence[str], options: Sequence[str], folder: Path, started: list[Process]
 ) -> Process:
-    venv = None if release == TRELLIS else venvs.ensure(release)
+    venv = None if release == TRELLIS else _venv(release)
     home = folder / name
     process = start(name, [*program, *options], _environment(home, venv), home)
     started.append(process)
@@ -216,4 +221,4 @@ def _addresses(appio: int, fleet: int, control: int, *, control_name: str = "con
 
 
 def _guest_python() -> str:
-    return str(venvs.ensure(GUEST) / "bin" / "python")
+    return str(_venv(GUEST) / "bin" / "python")

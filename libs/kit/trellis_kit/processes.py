@@ -25,8 +25,8 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
-# Between fork and exec no code of ours may run: with gRPC's threads in the process, a fork that runs Python aborts in the
-# child now and then. So a small program takes the steps that belong into the child and becomes what was asked for.
+# Between fork and exec no code of ours may run: with gRPC's threads in the process, a child that runs Python there
+# aborts now and then. So a small program takes the steps that belong into the child and becomes what was asked for.
 _LAUNCHER = """
 import ctypes, os, sys
 parent, number, memory, cpus, *argv = sys.argv[1:]
