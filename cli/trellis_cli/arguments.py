@@ -23,6 +23,23 @@ def add_superlink(parser: argparse.ArgumentParser, *, positional: bool = True) -
     parser.add_argument("--federation-config", action="append", help=argparse.SUPPRESS)
 
 
+def add_federation(parser: argparse.ArgumentParser) -> None:
+    """What `up` and `demo` start."""
+    parser.add_argument("--supernodes", type=int, default=3, metavar="N", help="how many sites (default: 3)")
+    parser.add_argument(
+        "--guest-python",
+        type=Path,
+        metavar="PATH",
+        help="interpreter that hosts the apps, with flwr and what they import (default: the first python on PATH)",
+    )
+    parser.add_argument(
+        "--isolation",
+        choices=("process", "subprocess"),
+        default="process",
+        help="executors as processes of their own, or started by the SuperLink and the SuperNodes",
+    )
+
+
 def superlink_of(args: argparse.Namespace) -> Connection:
     """The connection that `where` or the flags of `add_superlink` mean."""
     where: list[str] = args.where

@@ -2,11 +2,14 @@
 
 import argparse
 import asyncio
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from trellis_kit.federation import Addresses, Federation, Plan, StartProblem, port_is_free
+from trellis_kit.processes import become_subreaper, kill_descendants
 
 from trellis_cli.connection import Connection, direct
 from trellis_cli.control import Control
@@ -15,23 +18,6 @@ from trellis_cli.output import Output
 
 _START_SECONDS = 120.0  # a cold disk and a busy machine
 _GRACE_SECONDS = 10.0
-
-
-def add_federation(parser: argparse.ArgumentParser) -> None:
-    """The arguments of both commands."""
-    parser.add_argument("--supernodes", type=int, default=3, metavar="N", help="how many sites (default: 3)")
-    parser.add_argument(
-        "--guest-python",
-        type=Path,
-        metavar="PATH",
-        help="interpreter that hosts the apps, with flwr and what they import (default: the first python on PATH)",
-    )
-    parser.add_argument(
-        "--isolation",
-        choices=("process", "subprocess"),
-        default="process",
-        help="executors as processes of their own, or started by the SuperLink and the SuperNodes",
-    )
 
 
 def plan(args: argparse.Namespace, directory: Path, *, stock_ports: bool) -> Plan:
@@ -55,7 +41,13 @@ def plan(args: argparse.Namespace, directory: Path, *, stock_ports: bool) -> Pla
 
 @contextmanager
 def running(wanted: Plan, out: Output) -> Iterator[Federation]:
-    """The federation, ready for runs; ended in order afterwards, whatever happens. CliError when it does not start."""
+    """The federation, ready for runs; ended in order afterwards, whatever happens. CliError when it does not start.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does (KeyboardInterrupt); one more signal while it ends kills at once.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    become_subreaper()  # what an executor might leave behind becomes ours to end
     try:
         federation = Federation(wanted)
     except StartProblem as problem:
@@ -63,7 +55,7 @@ def running(wanted: Plan, out: Output) -> Iterator[Federation]:
     try:
         out.note(f"Starting a SuperLink, {wanted.supernodes} SuperNode(s) and their executors ...")
         federation.start()
-        asyncio.run(_ready(federation))
+        asyncio.run(_ready(federation, out))
         yield federation
     except StartProblem as problem:
         raise CliError(str(problem)) from problem
@@ -73,15 +65,24 @@ def running(wanted: Plan, out: Output) -> Iterator[Federation]:
             asyncio.run(federation.stop(_GRACE_SECONDS))
         finally:  # a second Ctrl-C ends it at once
             federation.kill()
+            kill_descendants()
 
 
-async def _ready(federation: Federation) -> None:
+async def _ready(federation: Federation, out: Output) -> None:
+    began = time.monotonic()
+    wanted = federation.plan.supernodes
     await federation.ready(_START_SECONDS)
+    out.note(f"  the SuperLink serves on {federation.plan.addresses.control} ({time.monotonic() - began:.1f} s)")
     with Control(connection_to(federation)) as control:
+        seen = 0
 
         def all_online() -> bool:
-            nodes = control.list_nodes().nodes_info
-            return sum(node.status == "online" for node in nodes) >= federation.plan.supernodes
+            nonlocal seen
+            online = sum(node.status == "online" for node in control.list_nodes().nodes_info)
+            if online > seen:
+                seen = online
+                out.note(f"  {online} of {wanted} SuperNodes online ({time.monotonic() - began:.1f} s)")
+            return online >= wanted
 
         await federation.until(all_online, _START_SECONDS, "every SuperNode is online")
 

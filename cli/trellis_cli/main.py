@@ -70,8 +70,11 @@ def _dispatch(words: list[str], out: Output) -> int:
     module.arguments(parser)
     parser.set_defaults(command=command)
     try:
-        # Intermixed: `run . --stream mine` means what it says; a plain parse would have lost the second word.
-        args = parser.parse_intermixed_args(rest)
+        if command.module == "absent":
+            args, _ = parser.parse_known_args(rest)  # whatever stock takes there
+        else:
+            # Intermixed: `run . --stream mine` means what it says; a plain parse would have lost the second word.
+            args = parser.parse_intermixed_args(rest)
     except SystemExit as end:  # argparse has already said what is wrong
         return int(end.code or EXIT_OK)
     return int(module.execute(args, out))

@@ -18,7 +18,7 @@ _NEEDS = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = None
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
 
 
 def execute(args: argparse.Namespace, out: Output) -> int:

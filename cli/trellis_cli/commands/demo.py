@@ -6,6 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from trellis_cli.arguments import add_federation
 from trellis_cli.errors import EXIT_FAILED, EXIT_OK
 from trellis_cli.output import Cell, Output
 
@@ -13,8 +14,6 @@ _ROUND = re.compile(r"^round (\d+)/\d+: accuracy ([\d.]+).*?([\d.]+) s\s*$", re.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from trellis_cli.local import add_federation
-
     parser.add_argument("app", nargs="?", default="examples/digits", metavar="APP", help="default: examples/digits")
     parser.add_argument("-c", "--run-config", action="append", default=[], metavar="CONFIG", help="as for `run`")
     add_federation(parser)

@@ -5,12 +5,12 @@ What it stores stays in its folder, so the next `up` goes on where this one ende
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from trellis_cli.arguments import add_federation
 from trellis_cli.errors import EXIT_OK, CliError
 from trellis_cli.output import Output
 
@@ -18,12 +18,12 @@ DIRECTORY = Path.home() / ".trellis" / "federation"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    from trellis_cli.local import add_federation
-
     add_federation(parser)
     parser.add_argument("--directory", type=Path, default=DIRECTORY, metavar="DIR", help=f"default: {DIRECTORY}")
     parser.add_argument("--free-ports", action="store_true", help="use any free ports instead of 9091 to 9094")
-    parser.add_argument("--detach", action="store_true", help="return once it is ready; `down` ends it")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--keep", action="store_true", help="keep it in the foreground (the default)")
+    how.add_argument("--detach", action="store_true", help="return once it is ready; `down` ends it")
 
 
 def pid_file(directory: Path) -> Path:
@@ -42,7 +42,6 @@ def execute(args: argparse.Namespace, out: Output) -> int:
 def _keep(args: argparse.Namespace, directory: Path, out: Output) -> int:
     from trellis_cli.local import plan, running
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `down` ends it as Ctrl-C does
     wanted = plan(args, directory, stock_ports=not args.free_ports)
     try:
         with running(wanted, out) as federation:
