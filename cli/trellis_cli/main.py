@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never shows a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     out = Output(as_json=_wants_json(words))
+    # What gRPC's core has to say about a lost connection is said in words here.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         return _dispatch(words, out)
     except CliError as error:
