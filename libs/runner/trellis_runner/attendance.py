@@ -20,7 +20,25 @@ _log = logging.getLogger(__name__)
 ALIVE_SECONDS: Final = 5.0
 JOIN_TOKEN: Final = "trellis-join-token"
 
-_RETRY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+# What a call meets when its server ends, is away or is too busy.
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+# Refusals of an executor that do not pass by themselves; anything else does.
+_FINAL = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+)
+
+
+def is_passing(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the other side is away rather than unwilling.
+
+    When a connection breaks while a request stream writes, grpc.aio makes up an INTERNAL of its own with this text
+    instead of UNAVAILABLE (seen in 1.85).
+    """
+    return error.code() in _PASSING or (error.details() or "").startswith("Internal error from Core")
 
 
 @dataclass
@@ -98,7 +116,7 @@ class Attendance:
                     else:
                         yield order
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _RETRY:
+                if error.code() in _FINAL:
                     raise Fatal(f"This executor was refused: {error.details()}") from error
                 if not away:
                     _log.warning("Not connected, trying again until it works: %s", error.details())
@@ -137,7 +155,7 @@ async def persist(call: Callable[[], Any], *, backoff: Backoff | None = None) ->
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if not is_passing(error):
                 raise
             _log.debug("Trying again: %s", error.details())
         await backoff.wait()
