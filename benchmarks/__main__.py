@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -66,6 +67,7 @@ def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[]
 def main() -> int:
     """All measurements that were asked for; 1 if one of them failed (the others are made nevertheless)."""
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the federation under way on its way out
     arguments.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[Result]] = {}
     failed = 0

@@ -137,8 +137,9 @@ def _hops(phase: Phase, tap: Wiretap) -> list[Result]:
 def waiting(setup: Setup, rounds: int) -> Result:
     """Rounds with stock nodes, and how much of each phase passed outside of them: what their SuperLink makes them wait.
 
-    A stock node says "Received" when it has got a message and "Sent" when its reply is delivered. The time before the
-    last node's "Received" and after the last "Sent" is the SuperLink's and the ServerApp's.
+    A stock node (1.24) says "Receiving" when its PullMessages has brought a message and "Sent successfully" when its
+    reply is delivered. The time before the last node's first and after the last node's second is the SuperLink's and
+    the ServerApp's.
     """
     with running(setup) as federation:
         config = {"rounds": rounds, "nodes": setup.count, "array-bytes": KIB}
@@ -147,8 +148,8 @@ def waiting(setup: Setup, rounds: int) -> Result:
         phases = _phases(lines)
         down, up = [], []
         for phase in phases[2:]:  # the first round starts what later ones find running
-            received = [_within(node, phase, "Received:") for node in federation.nodes]
-            sent = [_within(node, phase, "Sent:") for node in federation.nodes]
+            received = [_within(node, phase, "Receiving:")[0] for node in federation.nodes]
+            sent = [_within(node, phase, "Sent successfully")[-1] for node in federation.nodes]
             down.append(max(received) - phase.began)
             up.append(max(0.0, phase.ended - max(sent)))
         return {
@@ -162,12 +163,12 @@ def waiting(setup: Setup, rounds: int) -> Result:
         }
 
 
-def _within(node: Process, phase: Phase, word: str) -> float:
+def _within(node: Process, phase: Phase, word: str) -> list[float]:
     """When the node said this in the phase. "Sent" may come a little after the ServerApp has the reply."""
     times = [line.at for line in node.lines if word in line.text and phase.began <= line.at <= phase.ended + 0.5]
     if not times:
         raise RuntimeError(f"{node.name} never said {word} in round {phase.round}, {phase.kind}:\n{node.tail()}")
-    return times[0]
+    return times
 
 
 def idle_nodes(release: str, count: int, seconds: float, *, signatures: bool = True) -> Result:
