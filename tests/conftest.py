@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,3 @@ def digits() -> Path:
 def legacy() -> Path:
     """The app of the NumPyClient API."""
     return ROOT / "examples" / "legacy-numpy"
-
-
-def accuracies(log: str) -> list[float]:
-    """What the examples print for each round, round 0 first."""
-    return [float(found) for found in re.findall(r"^round \d+/\d+: accuracy ([\d.]+)", log, re.MULTILINE)]

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from conftest import accuracies
+from example_logs import accuracies
 from trellis_kit.federation import free_ports
 from trellis_testing import TRELLIS, Layout, ProcessFederation
 from trellis_testing.proxy import Exchange, GrpcProxy, Moment

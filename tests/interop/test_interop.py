@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from conftest import accuracies
+from example_logs import accuracies
 from trellis_testing import TRELLIS, Layout, ProcessFederation, RunResult, StockCli, StockFlwr
 
 ROUNDS = 3
@@ -39,6 +39,22 @@ async def test_own_federation_trains(guest: str, app: str, request: pytest.Fixtu
 async def test_subprocess_isolation_trains(digits: Path, tmp_path: Path) -> None:
     layout = Layout(supernodes=(TRELLIS, TRELLIS), isolation="subprocess")
     assert_learned(await trained(layout, digits, tmp_path))
+
+
+async def test_a_stopped_run_frees_its_executor(digits: Path, tmp_path: Path) -> None:
+    async with ProcessFederation(Layout(), tmp_path) as federation:
+        run = await federation.run(digits, {"num-server-rounds": 10_000, "min-sites": 2})
+
+        async def working() -> bool:
+            return await run.status() == "running"
+
+        await federation.until(working, 60, "the first run is running")
+        assert await run.stop()
+        async with asyncio.timeout(60):
+            assert (await run.finished()).outcome == "stopped"
+            # There is one executor with one slot: it takes this run only if it let go of the other.
+            again = await federation.run(digits, {"num-server-rounds": ROUNDS, "min-sites": 2})
+            assert_learned(await again.finished())
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,11 @@ def is_passing(error: grpc.aio.AioRpcError) -> bool:
     return error.code() in _PASSING or (error.details() or "").startswith("Internal error from Core")
 
 
+def is_unwanted(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the token of a piece of work opens nothing any more: it was stopped, or is somebody else's now."""
+    return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
 @dataclass
 class Attendance:
     """`async for order in attendance.orders()`; the tokens in `holding` are told anew after each reconnect.

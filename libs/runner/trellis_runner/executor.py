@@ -15,6 +15,7 @@ from trellis_runner.attendance import Attendance
 _log = logging.getLogger(__name__)
 
 _HAND_BACK_SECONDS = 2.0  # of the grace period that are kept for giving work back
+_PAUSE_SECONDS = 1.0  # before work that could not be done is given back, or it would return at once
 
 
 class Hosted(Protocol):
@@ -23,7 +24,7 @@ class Hosted(Protocol):
     token: str
 
     async def run(self) -> None:
-        """Do it to its end."""
+        """Do it to its end; when cancelled, leave nothing running."""
 
     def stop(self) -> None:
         """Have `run` end soon, whatever the app does."""
@@ -77,18 +78,21 @@ class Executor:
             return
         hosted = self._begin(work)
         self._attendance.begin(work.token)
-        task = asyncio.create_task(hosted.run(), name=f"work-{work.run.run_id}")
+        task = asyncio.create_task(self._do(hosted), name=f"work-{work.run.run_id}")
         self._work[work.token] = (hosted, task)
-        task.add_done_callback(lambda task: self._ended(work.token, task))
 
-    def _ended(self, token: str, task: asyncio.Task[None]) -> None:
-        self._work.pop(token, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("Work could not be brought to its end", exc_info=error)
-            self._attendance.hand_back(token)
-        self._attendance.end(token)
-        if self._once:
-            self._done.set()
+    async def _do(self, hosted: Hosted) -> None:
+        try:
+            await hosted.run()
+        except Exception:
+            _log.exception("Work could not be brought to its end")
+            await asyncio.sleep(_PAUSE_SECONDS)
+            self._attendance.hand_back(hosted.token)
+        finally:
+            self._work.pop(hosted.token, None)
+            self._attendance.end(hosted.token)
+            if self._once:
+                self._done.set()
 
     def _end(self, token: str, why: str) -> None:
         if (found := self._work.get(token)) is not None:
@@ -101,10 +105,10 @@ class Executor:
             patience = max(0.0, self._stop.remaining() - _HAND_BACK_SECONDS)
             _log.info("Finishing %d piece(s) of work, for %g s at most", len(tasks), patience)
             await asyncio.wait(tasks, timeout=patience)
-        for token, (hosted, task) in list(self._work.items()):
+        left = dict(self._work)
+        for token, (_, task) in left.items():
             _log.warning("Work is handed back undone")
             self._attendance.hand_back(token)
             task.cancel()
-            hosted.stop()
-        await asyncio.gather(*(task for _, task in self._work.values()), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in left.values()), return_exceptions=True)
         await self._attendance.flushed()

@@ -11,10 +11,13 @@ from typing import Any
 
 from trellis_wire.objects import Buffer
 
+from trellis_runner.room import room
+
 Header = dict[str, Any]
 
 _LENGTH = struct.Struct(">I")
 _TOGETHER = 64 * 1024  # bytes up to which a frame is copied together and sent at once
+_SOCKET_BUFFER = 4 * 1024 * 1024  # the kernel gives as much of it as it allows (net.core.wmem_max)
 _MAX_HEADER = 256 * 1024 * 1024
 
 
@@ -27,19 +30,24 @@ class FrameSocket:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         self._sock = sock
         self._sending = asyncio.Lock()
 
-    async def receive(self) -> tuple[Header, list[bytearray]]:
+    async def receive(self) -> tuple[Header, list[Buffer]]:
         """The next frame. GuestGone when there will be none."""
-        (length,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
-        if length > _MAX_HEADER:
-            raise GuestGone("The guest sent what is no frame.")
-        header: Header = json.loads(await self._exactly(length))
-        return header, [await self._exactly(size) for size in header.get("buffers", ())]
+        try:
+            (length,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
+            if length > _MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header: Header = json.loads(bytes(await self._exactly(length)))
+            return header, [await self._exactly(size) for size in header["buffers"]]
+        except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+            # An app got hold of the socket; nothing that comes after can be understood.
+            raise GuestGone(f"The guest sent what is no frame: {error}") from error
 
-    async def _exactly(self, size: int) -> bytearray:
-        buffer = bytearray(size)
+    async def _exactly(self, size: int) -> Buffer:
+        buffer = room(size)
         view = memoryview(buffer)
         loop = asyncio.get_running_loop()
         done = 0

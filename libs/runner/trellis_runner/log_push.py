@@ -55,7 +55,7 @@ class LogPush:
             if self._closing:
                 return
 
-    async def close(self, timeout: float = 10.0) -> None:
+    async def close(self, timeout: float | None = None) -> None:
         """Send what is left, for at most `timeout` seconds."""
         self._closing = True
         self._wake.set()

@@ -15,13 +15,17 @@ BATCH_SECONDS = 0.1
 MAX_LINE = 64 * 1024
 """Bytes of one line; the rest of a longer one is left out with a note."""
 _READ = 64 * 1024
+MAX_WAITING = 10_000
 _DRAIN_SECONDS = 0.2  # how long after a guest's end a process it left behind may hold its pipes
 
 
 class LogPump:
-    """Reads both streams of one guest and hands whole lines to the sink, at most BATCH_SECONDS late."""
+    """Reads both streams of one guest and hands whole lines to the sink, at most BATCH_SECONDS late.
 
-    def __init__(self, sink: Sink) -> None:
+    While there is no sink (a guest between two messages) lines wait, up to MAX_WAITING of them.
+    """
+
+    def __init__(self, sink: Sink | None = None) -> None:
         self._sink = sink
         self._lines: list[appio_pb2.LogLine] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -40,6 +44,7 @@ class LogPump:
         return theirs
 
     def _read(self, pipe: int) -> None:
+        """A pipe holds 64 KiB, so one read empties it."""
         try:
             data = os.read(pipe, _READ)
         except BlockingIOError:
@@ -77,17 +82,25 @@ class LogPump:
         if not self._open:
             self._closed.set()
 
-    def redirect(self, sink: Sink) -> None:
-        """From now on lines go to another sink; what was read before still goes to the old one."""
-        self.flush()
+    def redirect(self, sink: Sink | None) -> None:
+        """From now on lines go to another sink; what was written before still goes to the old one."""
+        self.drain()
         self._sink = sink
+
+    def drain(self) -> None:
+        """Hand over what the guest has written so far (a pipe's fill at most: it may be writing still)."""
+        for pipe in list(self._open):
+            self._read(pipe)
+        self.flush()
 
     def flush(self) -> None:
         """Hand over what has been read."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._lines:
+        if self._sink is None:
+            del self._lines[MAX_WAITING:]
+        elif self._lines:
             lines, self._lines = self._lines, []
             self._sink(lines)
 

@@ -9,6 +9,7 @@ from trellis_wire.objects import Buffer, ObjectError, ObjectSource, Tree, verify
 from trellis_wire.pb.appio import appio_pb2
 
 from trellis_runner.attendance import persist
+from trellis_runner.room import join
 
 TOKEN: Final = "trellis-token"
 PART: Final = 1024 * 1024
@@ -39,19 +40,20 @@ class Transfer:
 
     async def _pull(self, object_ids: Sequence[str], objects: dict[str, Buffer]) -> None:
         wanted = [object_id for object_id in object_ids if object_id not in objects]
-        current, buffer, filled = "", bytearray(), 0
+        current, parts, filled = "", list[bytes](), 0
         async for part in self.stub.PullObjects(
             appio_pb2.PullObjectsRequest(object_ids=wanted), metadata=self.metadata
         ):
             if part.offset == 0:
-                current, buffer, filled = part.object_id, bytearray(part.size), 0
-            if part.object_id != current or part.offset != filled or filled + len(part.data) > len(buffer):
+                current, parts, filled = part.object_id, [], 0
+            if part.object_id != current or part.offset != filled or filled + len(part.data) > part.size:
                 raise ObjectError(f"The parts of object {part.object_id[:16]} do not follow each other.")
-            buffer[filled : filled + len(part.data)] = part.data
+            parts.append(part.data)
             filled += len(part.data)
-            if filled == len(buffer):
-                verify_object(current, buffer)
-                objects[current] = buffer
+            if filled == part.size:
+                content = join(parts)
+                verify_object(current, content)
+                objects[current] = content
 
     async def push(self, sources: Mapping[str, ObjectSource], missing: Iterable[str]) -> None:
         """Send the objects that the other side lacks."""

@@ -23,15 +23,15 @@ from trellis_clientapp.task import TaskHost
 _log = logging.getLogger(__name__)
 
 
-async def serve(settings: ClientAppSettings, stop: Stop) -> int:
+async def serve(settings: ClientAppSettings, stop: Stop, *, subreaper: bool = False) -> int:
     """Attend until asked to stop (or until the first task is done, with --run-once)."""
-    processes.become_subreaper()
     root, temporary = settings.work_root()
-    host = GuestHost(settings.guest_settings(root))
-    guests = Guests(host, settings.guest_lifetime)
+    host = GuestHost(settings.guest_settings(root), subreaper=subreaper)
+    guests = Guests(host, settings.guest_lifetime, settings.slots)
     apps = Apps(root)
     try:
         await host.start_or_fatal()
+        await guests.prepare()
         async with settings.channel(settings.clientappio_api_address, "--clientappio-api-address") as channel:
             stub = appio_pb2_grpc.ClientAppIOStub(channel)
             attendance = Attendance(stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token)
@@ -53,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = load(ClientAppSettings, prog="trellis-clientapp", argv=argv, stock_flags=STOCK_FLAGS)
     logs.setup("clientapp", level=settings.log_level)
     processes.make_non_dumpable()
+    processes.become_subreaper()
 
     async def run(stop: Stop) -> int:
-        return await serve(settings, stop)
+        return await serve(settings, stop, subreaper=True)
 
     sys.exit(run_service(run, grace=settings.grace))
 

@@ -5,27 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
 from trellis_kit import logs
 from trellis_runner.apps import AppProblem, Apps
-from trellis_runner.attendance import persist
+from trellis_runner.attendance import is_unwanted, persist
 from trellis_runner.frames import GuestGone
-from trellis_runner.host import GuestProblem, describe_end, guest_work
+from trellis_runner.host import guest_work
 from trellis_runner.log_push import LogPush
 from trellis_runner.records import FrameRecords, Packer, read_records
+from trellis_runner.room import join
 from trellis_runner.transfer import Transfer, pack
+from trellis_runner.zygote import GuestProblem, describe_end
 from trellis_wire import config
 from trellis_wire.messages import ErrorCode, MessageError, Metadata
-from trellis_wire.objects import ObjectError, ObjectSource, Tree
+from trellis_wire.objects import Buffer, ObjectError, ObjectSource, Tree
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 from trellis_wire.records import Record, deflate, deflate_message, inflate, inflate_message
 
 from trellis_clientapp.guests import Guests
 
 _log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 30.0  # how long last lines wait for a SuperNode that is away
 
 
 class TaskHost:
@@ -42,29 +46,56 @@ class TaskHost:
         self._transfer = Transfer(stub, work.token)
         self._metadata = self._transfer.metadata
         self._stopped = asyncio.Event()
+        self._ending: asyncio.Task[Any] | None = None  # the guest's end, after its reply
 
     async def run(self) -> None:
-        """Until the SuperNode has the reply."""
+        """Until the SuperNode has the reply; the guest's end and its last log lines are not waited for."""
         with logs.bound(run_id=self._work.run.run_id, node_id=self._work.run.node_id):
             pushed_logs = LogPush(self._stub, self._metadata)
-            working = asyncio.create_task(self._reply(pushed_logs))
+            working = asyncio.create_task(self._work_and_finish(pushed_logs))
             stopped = asyncio.create_task(self._stopped.wait())
             try:
                 await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                if self._stopped.is_set():
-                    return
-                request, sources = working.result()
-                await self._finish(request, sources)
+                if working.done():
+                    working.result()
             finally:
                 working.cancel()
                 stopped.cancel()
                 await asyncio.gather(working, stopped, return_exceptions=True)
-                await pushed_logs.close()
+                self._guests.background(self._close(pushed_logs))
+                self._guests.background(self._guests.prepare())
 
-    async def _reply(self, pushed_logs: LogPush) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
+    async def _work_and_finish(self, pushed_logs: LogPush) -> None:
         tree, objects = await self._transfer.fetch(self._work.instruction)
-        instruction, error, records = inflate_message(tree, objects.__getitem__)
+        instruction, error, records = inflate_message(tree, objects.__getitem__, assemble=join)
         del objects
+        try:
+            request, sources = await self._reply(pushed_logs, instruction, error, records)
+        except grpc.aio.AioRpcError as refusal:
+            if is_unwanted(refusal):
+                _log.warning("The SuperNode does not want this task any more: %s", refusal.details())
+                return
+            reason = f"The SuperNode refused what the task needs: {refusal.details()}"
+            _log.error("%s", reason)
+            request, sources = _error_reply(instruction, ErrorCode.INVALID_FAB, reason)
+        except Exception as problem:  # handed out again it would fail again
+            _log.exception("The task failed in the executor")
+            reason = f"The executor failed: {type(problem).__name__}: {problem}"
+            request, sources = _error_reply(instruction, ErrorCode.CLIENT_APP_CRASHED, reason)
+        await self._finish(request, sources)
+
+    async def _close(self, pushed_logs: LogPush) -> None:
+        if self._ending is not None:
+            await self._ending
+        await pushed_logs.close(_LOG_SECONDS)
+
+    async def _reply(
+        self,
+        pushed_logs: LogPush,
+        instruction: Metadata,
+        error: MessageError | None,
+        records: Mapping[str, Record] | None,
+    ) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
         try:
             app = await self._apps.open(self._work.run, self._fetch_fab)
             if app.info.clientapp is None:
@@ -100,10 +131,10 @@ class TaskHost:
             _log.error("%s", reason)
             return _error_reply(instruction, ErrorCode.CLIENT_APP_CRASHED, reason)
         except BaseException:
-            await self._guests.drop(guest, kill=True)
+            self._ending = self._guests.background(self._guests.drop(guest, kill=True))
             raise
-        guest.pump.flush()
-        self._guests.give_back(run.run_id, guest, header)
+        guest.pump.drain()
+        self._ending = self._guests.give_back(run.run_id, guest, header)
         if header["op"] == "error":
             return _error_reply(instruction, header["code"], header["reason"])
         return (
@@ -122,7 +153,7 @@ class TaskHost:
         if not self._work.HasField("state"):
             return None, {}
         tree, objects = await self._transfer.fetch(self._work.state)
-        return tree, inflate(tree, objects.__getitem__)
+        return tree, inflate(tree, objects.__getitem__, assemble=join)
 
     async def _finish(self, request: appio_pb2.FinishTaskRequest, sources: Mapping[str, ObjectSource]) -> None:
         try:
@@ -140,7 +171,7 @@ class TaskHost:
 
 
 def _reply_request(
-    header: dict[str, Any], buffers: list[bytearray], state_before: Tree | None
+    header: dict[str, Any], buffers: Sequence[Buffer], state_before: Tree | None
 ) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
     packer = Packer(buffers)
     _, tree = packer.pack(header["message"])

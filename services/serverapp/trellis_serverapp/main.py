@@ -22,11 +22,10 @@ from trellis_serverapp.settings import ServerAppSettings
 _log = logging.getLogger(__name__)
 
 
-async def serve(settings: ServerAppSettings, stop: Stop) -> int:
+async def serve(settings: ServerAppSettings, stop: Stop, *, subreaper: bool = False) -> int:
     """Attend until asked to stop (or until the first run is done, with --run-once)."""
-    processes.become_subreaper()
     root, temporary = settings.work_root()
-    host = GuestHost(settings.guest_settings(root))
+    host = GuestHost(settings.guest_settings(root), subreaper=subreaper)
     apps = Apps(root)
     try:
         await host.start_or_fatal()
@@ -50,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = load(ServerAppSettings, prog="trellis-serverapp", argv=argv, stock_flags=STOCK_FLAGS)
     logs.setup("serverapp", level=settings.log_level)
     processes.make_non_dumpable()
+    processes.become_subreaper()
 
     async def run(stop: Stop) -> int:
-        return await serve(settings, stop)
+        return await serve(settings, stop, subreaper=True)
 
     sys.exit(run_service(run, grace=settings.grace))
 

@@ -11,12 +11,14 @@ from typing import Any
 import grpc
 from trellis_kit import logs
 from trellis_runner.apps import App, AppProblem, Apps
-from trellis_runner.attendance import batches, persist
+from trellis_runner.attendance import batches, is_unwanted, persist
 from trellis_runner.frames import GuestGone, Header
-from trellis_runner.host import Guest, GuestHost, GuestProblem, describe_end, guest_work
+from trellis_runner.host import GuestHost, guest_work
 from trellis_runner.log_push import LogPush
 from trellis_runner.records import FrameRecords, Packer, read_records
+from trellis_runner.room import join
 from trellis_runner.transfer import Transfer, pack
+from trellis_runner.zygote import Guest, GuestProblem, describe_end
 from trellis_wire import config
 from trellis_wire.objects import Buffer, ObjectError, ObjectSource
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
@@ -28,6 +30,10 @@ _Outcome = appio_pb2.FinishRunRequest
 _PUSH_LIMIT = 8 * 1024 * 1024  # bytes of parcels in one call
 _THERE_SECONDS = 0.2  # how long a pull that does not wait gives the first reply that is there
 _NEXT_SECONDS = 0.05  # and each further one
+_EXIT_SECONDS = 5.0  # what threads and exit handlers of an app get
+_LAST_LOG_SECONDS = 2.0  # how long the last lines of a run that was stopped may take
+
+_Result = tuple[_Outcome.Outcome.ValueType, str, dict[str, Record] | None]
 
 
 class RunHost:
@@ -44,24 +50,47 @@ class RunHost:
         self._apps = apps
         self._transfer = Transfer(stub, work.token)
         self._metadata = self._transfer.metadata
-        self._guest: Guest | None = None
+        self._stopped = asyncio.Event()
         self._answers: dict[int, asyncio.Task[None]] = {}
-        self.started = False  # whether the app's code has begun to run
+        self._confirming: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Until the SuperLink knows how the run ended (or that nobody wants to know any more)."""
         with logs.bound(run_id=self._run.run_id):
             pushed_logs = LogPush(self._stub, self._metadata)
+            hosting = asyncio.create_task(self._result(pushed_logs))
+            stopped = asyncio.create_task(self._stopped.wait())
             try:
-                outcome, reason, state = await self._host_app(pushed_logs)
+                await asyncio.wait({hosting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                result = hosting.result() if hosting.done() else None
+                if result is not None:
+                    await self._settle_confirmations()
+                    await pushed_logs.close()
+                    await self._finish(*result)
             finally:
-                for task in self._answers.values():
+                leftover = [hosting, stopped, *self._answers.values(), *self._confirming]
+                for task in leftover:
                     task.cancel()
-                await pushed_logs.close()
+                await asyncio.gather(*leftover, return_exceptions=True)
+                await pushed_logs.close(_LAST_LOG_SECONDS)
                 self._apps.forget(self._run.run_id)
-            await self._finish(outcome, reason, state)
 
-    async def _host_app(self, pushed_logs: LogPush) -> tuple[_Outcome.Outcome.ValueType, str, dict[str, Record] | None]:
+    async def _result(self, pushed_logs: LogPush) -> _Result | None:
+        """How the run ends, whatever happens here: given back it would fail again. None when nobody wants to know."""
+        try:
+            return await self._host_app(pushed_logs)
+        except grpc.aio.AioRpcError as refusal:
+            if is_unwanted(refusal):
+                _log.warning("The SuperLink does not want this run any more: %s", refusal.details())
+                return None
+            reason = f"The SuperLink refused what the run needs: {refusal.details()}"
+            _log.error("%s", reason)
+        except Exception as problem:
+            _log.exception("The run failed in the executor")
+            reason = f"The executor failed: {type(problem).__name__}: {problem}"
+        return _Outcome.FAILED, reason, None
+
+    async def _host_app(self, pushed_logs: LogPush) -> _Result:
         try:
             app = await self._apps.open(self._run, self._fetch_fab)
             if app.info.serverapp is None:
@@ -69,23 +98,22 @@ class RunHost:
             state: dict[str, Record] = {}
             if self._work.HasField("state"):
                 tree, objects = await self._transfer.fetch(self._work.state)
-                state = inflate(tree, objects.__getitem__)
-            self._guest = guest = await self._host.fork("server", pushed_logs.add)
+                state = inflate(tree, objects.__getitem__, assemble=join)
+            guest = await self._host.fork("server", pushed_logs.add)
         except (AppProblem, GuestProblem, ObjectError) as problem:
             _log.error("%s", problem)
             return _Outcome.FAILED, str(problem), None
-        result: tuple[_Outcome.Outcome.ValueType, str, dict[str, Record] | None] | None = None
         try:
             await self._begin(guest, app, state)
             result = await self._serve(guest)
         except GuestGone:
-            result = None
-        finally:
-            code = await self._host.release(guest, kill=False)
-        if result is None:
-            reason = f"The ServerApp's process {describe_end(code)}."
+            reason = f"The ServerApp's process {describe_end(await self._host.release(guest))}."
             _log.error("%s", reason)
             return _Outcome.FAILED, reason, None
+        except BaseException:
+            await self._host.release(guest, patience=0.0)
+            raise
+        await self._host.release(guest, patience=_EXIT_SECONDS)
         return result
 
     async def _fetch_fab(self, fab_hash: str) -> bytes:
@@ -112,10 +140,9 @@ class RunHost:
             reference=app.info.serverapp,
             state=described,
         )
-        self.started = True
         await guest.frames.send(work, records.buffers)
 
-    async def _serve(self, guest: Guest) -> tuple[_Outcome.Outcome.ValueType, str, dict[str, Record] | None]:
+    async def _serve(self, guest: Guest) -> _Result:
         """Answers what the app asks until it has ended."""
         while True:
             header, buffers = await guest.frames.receive()
@@ -225,12 +252,24 @@ class RunHost:
 
     async def _hand_over(self, guest: Guest, number: int, reply: appio_pb2.Reply) -> None:
         tree, objects = await self._transfer.fetch(reply.parcel)
-        metadata, error, records = inflate_message(tree, objects.__getitem__)
+        metadata, error, records = inflate_message(tree, objects.__getitem__, assemble=join)
         frame = FrameRecords()
         described = frame.describe_message(metadata, error, records)
         await guest.frames.send({"id": number, "message": described}, frame.buffers)
-        request = appio_pb2.ConfirmReceivedRequest(message_ids=[tree.object_id])
-        await persist(lambda: self._stub.ConfirmReceived(request, metadata=self._metadata))
+        confirming = asyncio.create_task(self._confirm(tree.object_id))  # the app need not wait for it
+        self._confirming.add(confirming)
+        confirming.add_done_callback(self._confirming.discard)
+
+    async def _confirm(self, message_id: str) -> None:
+        request = appio_pb2.ConfirmReceivedRequest(message_ids=[message_id])
+        try:
+            await persist(lambda: self._stub.ConfirmReceived(request, metadata=self._metadata))
+        except grpc.aio.AioRpcError as error:
+            _log.warning("A reply's arrival could not be confirmed: %s", error.details())
+
+    async def _settle_confirmations(self) -> None:
+        if self._confirming:
+            await asyncio.wait(self._confirming)
 
     async def _finish(self, outcome: _Outcome.Outcome.ValueType, reason: str, state: dict[str, Record] | None) -> None:
         request = appio_pb2.FinishRunRequest(outcome=outcome, reason=reason)
@@ -252,5 +291,4 @@ class RunHost:
 
     def stop(self) -> None:
         """End the guest now; the run's end is then somebody else's word."""
-        if self._guest is not None:
-            self._guest.frames.close()
+        self._stopped.set()

@@ -1,0 +1,27 @@
+"""ClientApp processes in this one, and what they attend."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trellis_clientapp.main import serve
+from trellis_clientapp.settings import ClientAppSettings
+from unit.runner.appio_world import Hub, attending
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    hub = Hub()
+    await hub.start()
+    yield hub
+    await hub.kill()
+
+
+@pytest.fixture
+def attend(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
+    """`async with attend(slots=2) as (stop, task):`"""
+    return partial(attending, serve, ClientAppSettings, "clientappio_api_address", hub, tmp_path)
