@@ -50,7 +50,9 @@ class Control:
             control_pb2.StartRunRequest(
                 fab=run_pb2.Fab(hash_str=fab.fab_hash(content), content=content),
                 override_config=wire_config.to_edge(overrides or {}),
-            )
+            ),
+            wait_for_ready=True,
+            timeout=60,
         )
         return RunHandle(self, reply.run_id)
 

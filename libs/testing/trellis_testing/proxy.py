@@ -105,7 +105,10 @@ class GrpcProxy:
             if (code := await call.code()) != grpc.StatusCode.OK:
                 await context.abort(code, await call.details())
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "", _passable(error.trailing_metadata() or ()))
+            # grpc.aio's own word for a connection that broke while it wrote; whoever is connected directly sees this.
+            broken = (error.details() or "").startswith("Internal error from Core")
+            code = grpc.StatusCode.UNAVAILABLE if broken else error.code()
+            await context.abort(code, error.details() or "", _passable(error.trailing_metadata() or ()))
         except asyncio.CancelledError:
             call.cancel()
             raise

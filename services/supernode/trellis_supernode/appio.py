@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -13,18 +14,16 @@ from trellis_kit import logs
 from trellis_wire.objects import ObjectError
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 
-from trellis_supernode.desk import Task
-from trellis_supernode.ledger import Ledger
+from trellis_supernode.app_logs import AppLogs
+from trellis_supernode.desk import Orders, Task
 from trellis_supernode.node import Node
 from trellis_supernode.objects import Writer
 
 _log = logging.getLogger(__name__)
-_app_log = logging.getLogger("app")
 
 PART: Final = 1024 * 1024
-SILENCE: Final = 30.0
+SILENCE = 30.0
 """Seconds without a report after which an executor's stream is ended; it sends one every 5 s."""
-_LEVELS = {"ERR": logging.WARNING, "ERROR": logging.ERROR, "WARNING": logging.WARNING, "DEBUG": logging.DEBUG}
 
 STOCK_SENTENCE: Final = (
     "This SuperNode is Trellis's and works with Trellis's executor, not with flower-superexec and Flower's own "
@@ -36,18 +35,19 @@ STOCK_SENTENCE: Final = (
 class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
     """The service. `join_token` None lets everybody attend who reaches the port."""
 
-    def __init__(self, node: Node, ledger: Ledger, join_token: str | None) -> None:
+    def __init__(self, node: Node, join_token: str | None) -> None:
         self._node = node
-        self._ledger = ledger
         self._join_token = join_token
+        self._app_logs = AppLogs()
 
     async def _task(self, context: Any) -> Task:
-        token = _header(context, "trellis-token")
-        task = self._node.desk.tasks.get(token)
+        task = self._node.desk.tasks.get(_header(context, "trellis-token"))
         if task is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "There is no task with this token (any more).")
         assert task is not None
         return task
+
+    # ---- attending -----------------------------------------------------------------------------------------
 
     async def Attend(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Open for as long as the executor is there."""
@@ -66,31 +66,28 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
         assert hello is not None
         executor_id = hello.hello.executor_id
         orders = self._node.desk.arrive(hello.hello)
+        ids = {"executor_id": executor_id, "peer": context.peer()}
         _log.info(
             "An executor attends",
-            extra={"executor_id": executor_id, "host": hello.hello.host, "guest_flwr": hello.hello.guest_flwr_version},
+            extra={**ids, "host": hello.hello.host, "guest_flwr": hello.hello.guest_flwr_version},
         )
         listening = asyncio.create_task(self._listen(reports, executor_id, orders))
+        listening.add_done_callback(lambda _: orders.put_nowait(None))
         try:
-            while True:
-                order = asyncio.create_task(orders.get())
-                await asyncio.wait({order, listening}, return_when=asyncio.FIRST_COMPLETED)
-                if not order.done():
-                    order.cancel()
-                    return
-                yield order.result()
+            while (order := await orders.get()) is not None:
+                yield order
         finally:
             listening.cancel()
-            listening.add_done_callback(_ended)
             self._node.desk.leave(executor_id, orders)
-            _log.info("The executor's stream ended", extra={"executor_id": executor_id})
+            _log.info("The executor's stream ended", extra=ids)
 
-    async def _listen(self, reports: AsyncIterator[Any], executor_id: str, orders: asyncio.Queue[Any]) -> None:
+    async def _listen(self, reports: AsyncIterator[Any], executor_id: str, orders: Orders) -> None:
         desk = self._node.desk
         while True:
             try:
                 report = await asyncio.wait_for(anext(reports), SILENCE)
-            except (StopAsyncIteration, TimeoutError):
+            except (StopAsyncIteration, TimeoutError, grpc.RpcError, asyncio.InvalidStateError) as end:
+                _log.debug("No more reports of the executor: %r", end, extra={"executor_id": executor_id})
                 return
             match report.WhichOneof("report"):
                 case "free_slots":
@@ -98,31 +95,34 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
                 case "handed_back":
                     desk.handed_back(executor_id, report.handed_back)
 
+    # ---- what a task needs ---------------------------------------------------------------------------------
+
     async def GetFab(self, request: Any, context: Any) -> Any:
-        await self._task(context)
-        content = await asyncio.to_thread(self._node.fab, request.fab_hash)
+        """The FAB of the task's run."""
+        task = await self._task(context)
+        content = await asyncio.to_thread(self._node.runs.fab, task.run_id, request.fab_hash)
         if content is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "No run of this node uses that FAB.")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "The task's run has no such FAB.")
         assert content is not None
         return appio_pb2.GetFabResponse(fab_hash=request.fab_hash, content=content)
 
     async def PullObjects(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Objects of the task's run, one after the other."""
         task, store = await self._task(context), self._node.store
         for object_id in request.object_ids:
             try:
-                size, parts = store.size(task.run_id, object_id), store.parts(task.run_id, object_id, PART)
+                offset, size = 0, store.size(task.run_id, object_id)
+                async for data in store.parts(task.run_id, object_id, PART):
+                    yield appio_pb2.ObjectPart(object_id=object_id, offset=offset, size=size, data=data)
+                    offset += len(data)
             except KeyError:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"The run has no object {object_id} here.")
-            offset = 0
-            for part in parts:
-                yield appio_pb2.ObjectPart(object_id=object_id, offset=offset, size=size, data=part)
-                offset += len(part)
 
     async def PushObjects(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:
+        """Objects of the task's reply; verified while they come."""
         task = await self._task(context)
         writer: Writer | None = None
         stored: list[str] = []
-        small: dict[str, bytes] = {}
         try:
             async for part in request_iterator:
                 if writer is None:
@@ -131,42 +131,52 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
                     raise ObjectError("An object's parts were followed by another object's before it was whole.")
                 await writer.add(part.offset, part.data)
                 if writer.complete:
-                    if (content := await writer.finish()) is not None:
-                        small[writer.object_id] = content
+                    await writer.finish()
                     stored.append(writer.object_id)
                     writer = None
         except ObjectError as error:
+            _log.warning("An object was refused: %s", error, extra={"run_id": task.run_id, "peer": context.peer()})
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except OSError as error:
+            await _no_room(context, error)
         finally:
             if writer is not None:
-                writer.abort()
+                writer.close()
         return appio_pb2.PushObjectsResponse(stored=stored)
 
     async def PushLogs(self, request: Any, context: Any) -> Any:
-        task = self._node.desk.tasks.get(_header(context, "trellis-token"))
-        ids = {} if task is None else {"run_id": task.run_id, "message_id": task.message_id}
-        with logs.bound(**ids):
-            for line in request.lines:
-                _app_log.log(_LEVELS.get(line.level, logging.INFO), "%s", line.text.rstrip("\n"))
+        """Lines of an app; those of a task that has just ended are taken too."""
+        token = _header(context, "trellis-token")
+        task = self._node.desk.tasks.get(token)
+        if task is not None:
+            self._app_logs.remember(token, task.handed, task.metadata)
+        if not self._app_logs.write(token, request):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "There is no task with this token (any more).")
         return appio_pb2.PushLogsResponse()
 
     async def FinishTask(self, request: Any, context: Any) -> Any:
+        """The reply. Answered without missing objects only once it is durable."""
         token = _header(context, "trellis-token")
         task = self._node.desk.tasks.get(token)
         if task is None:
             return appio_pb2.FinishTaskResponse()  # told before, or its run is over: nothing is left to be done
+        self._app_logs.remember(token, task.handed, task.metadata)
+        missing: list[str] = []
         with logs.bound(run_id=task.run_id, message_id=task.message_id):
             try:
                 missing = await self._node.finish_task(task, request)
             except ObjectError as error:
                 _log.warning("A reply was refused: %s", error)
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except (sqlite3.Error, OSError) as error:
+                await _no_room(context, error)
         return appio_pb2.FinishTaskResponse(missing_objects=missing)
 
 
-def _ended(listening: asyncio.Task[None]) -> None:
-    if not listening.cancelled() and (error := listening.exception()) is not None:
-        _log.debug("The executor's reports ended: %s", error)
+async def _no_room(context: Any, error: Exception) -> None:
+    """The executor keeps what it has and tries again."""
+    _log.error("The state directory cannot be written: %s", error)
+    await context.abort(grpc.StatusCode.UNAVAILABLE, f"The SuperNode cannot write to its disk: {error}")
 
 
 def _header(context: Any, name: str) -> str:
@@ -177,7 +187,7 @@ def _header(context: Any, name: str) -> str:
 
 
 class StockExecutors(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
-    """Tells Flower's own app processes which program to use here."""
+    """Tells Flower's own app processes (gRPC, Flower 1.20-1.34) which program to use here."""
 
     _PREFIXES = ("/flwr.proto.ClientAppIo/", "/flwr.proto.Runtime/")
 
@@ -187,6 +197,10 @@ class StockExecutors(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gener
             return None
 
         async def refuse(_request: bytes, context: Any) -> bytes:
+            _log.warning(
+                "An executor of stock Flower was refused; this SuperNode works with trellis-clientapp",
+                extra={"peer": context.peer(), "method": handler_call_details.method},
+            )
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, STOCK_SENTENCE)
             return b""
 

@@ -13,19 +13,31 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.retry import Backoff
 from trellis_wire.identity import public_pem, sign_headers_grpc
-from trellis_wire.objects import ObjectError, Tree, verify_object
+from trellis_wire.objects import Tree
 from trellis_wire.pb.edge import fleet_pb2, fleet_pb2_grpc, message_pb2, node_pb2, run_pb2
 
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL: Final = 30.0
 """Seconds announced to the SuperLink; the node is offline after two of them without a sign (Flower 1.20-1.42)."""
-HEARTBEAT_TIMEOUT: Final = 5.0
 CAPABILITIES: Final = ("trellis-capabilities", "inline")
+CHANNEL_OPTIONS: Final = (
+    # Heartbeats bring an answer every 20 s, so that a ping is sent only where the network is gone without a word, and
+    # then the connection is given up within a minute.
+    ("grpc.keepalive_time_ms", 40_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+_SHORT: Final = 5.0  # seconds for a call that is answered at once (Flower's own for heartbeats)
 _PULL_DEADLINE: Final = 60.0  # a held call that is silent for longer has lost its connection
-_OBJECT_TRIES: Final = 500  # for content that is on its way to the SuperLink (WIRE: registered, not available yet)
+_OBJECT_TRIES: Final = 500  # for content that is on its way to the SuperLink (WIRE.md 2.3)
 
 _TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_FINAL = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 
 
 class RunOver(Exception):
@@ -33,7 +45,15 @@ class RunOver(Exception):
 
 
 class Refused(Exception):
-    """The SuperLink refuses for good; asking again does not help."""
+    """The SuperLink refuses. `final` when asking again cannot help."""
+
+    def __init__(self, details: str, *, final: bool) -> None:
+        super().__init__(details)
+        self.final = final
+
+
+class NotLetIn(Exception):
+    """The SuperLink does not accept this node; says what the operator can do."""
 
 
 class ObjectGone(Exception):
@@ -59,24 +79,38 @@ class FleetClient:
         self._max_retries = max_retries
         self._max_wait = max_wait
         self.node_id = 0
+        self._joined = asyncio.Event()
         self.inline = False  # whether the SuperLink announced that it speaks our fields
-        self.reachable = False
+        self.reachable: bool | None = None  # None: not tried yet
 
     @property
     def _node(self) -> node_pb2.Node:
         return node_pb2.Node(node_id=self.node_id)
 
-    async def _call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
-        backoff, tries, since = Backoff(initial=0.1, cap=10.0), 0, time.monotonic()
+    async def _call(
+        self, method: str, request: Any, *, timeout: float | None = None, wait_to_be_let_in: bool = True
+    ) -> Any:
+        """Any error but RunOver, Refused, NotLetIn and Fatal is waited out.
+
+        With `wait_to_be_let_in` so is UNAUTHENTICATED: the calls that keep the node joined find out about it too, and
+        join again. What a node takes up from an earlier life before it has joined waits for that, too.
+        """
+        if wait_to_be_let_in:
+            await self._joined.wait()
+            request.node.node_id = self.node_id
+        backoff, tries, since = Backoff(initial=0.1, cap=5.0), 0, time.monotonic()
         while True:
             try:
                 answer = await self._once(method, request, timeout)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _TRANSIENT:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED and wait_to_be_let_in:
+                    _log.debug("Waiting to be let in again: %s", error.details())
+                elif error.code() in _TRANSIENT:
+                    if self.reachable is not False:
+                        _log.warning("The SuperLink cannot be reached, trying again: %s", error.details())
+                    self.reachable = False
+                else:
                     raise _meaning(method, error) from error
-                if self.reachable or tries == 0:
-                    _log.warning("The SuperLink cannot be reached, trying again: %s", error.details())
-                self.reachable = False
                 tries += 1
                 waited = time.monotonic() - since
                 if (self._max_retries is not None and tries > self._max_retries) or (
@@ -94,90 +128,95 @@ class FleetClient:
         call = getattr(self._stub, method)(
             request, metadata=(*sign_headers_grpc(self._key), CAPABILITIES), timeout=timeout
         )
+        answer = await call
         if method == "PullMessages":
             announced = dict(await call.initial_metadata())
             self.inline = CAPABILITIES[1] in str(announced.get(CAPABILITIES[0], ""))
-        return await call
+        return answer
 
     # ---- life ----------------------------------------------------------------------------------------------
 
     async def join(self, *, register: bool) -> int:
-        """Register (unless the operator has done that) and come online; the node's id."""
+        """Register (unless the operator has done that) and come online; the node's id. NotLetIn."""
         public = public_pem(self._key)
         if register:
+            request = fleet_pb2.RegisterNodeFleetRequest(public_key=public)
             try:
-                await self._call("RegisterNode", fleet_pb2.RegisterNodeFleetRequest(public_key=public))
+                await self._call("RegisterNode", request, wait_to_be_let_in=False)
             except Refused as error:
-                # Where only the operator registers nodes, a key that is registered can still be activated.
-                _log.info("Not registered by itself: %s", error)
+                # Stock refuses a key that it knows; and where only the operator registers nodes, this one may be.
+                _log.debug("Not registered by itself: %s", error)
+        activation = fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_INTERVAL)
         try:
-            request = fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_INTERVAL)
-            self.node_id = (await self._call("ActivateNode", request)).node_id
-        except Refused as error:
-            raise Fatal(
-                f"The SuperLink does not let this node in: {error} Ask its operator to register the public key: "
-                "trellis supernode register"
+            self.node_id = (await self._call("ActivateNode", activation, wait_to_be_let_in=False)).node_id
+        except (Refused, RunOver) as error:
+            raise NotLetIn(
+                f"The SuperLink does not know this node ({error}). Its operator can register the public key: "
+                "flwr supernode register."
             ) from error
+        self._joined.set()
         return self.node_id
 
     async def leave(self) -> None:
         """Say goodbye; once, as the SuperLink notices anyway."""
         try:
-            await self._once("DeactivateNode", fleet_pb2.DeactivateNodeRequest(node_id=self.node_id), HEARTBEAT_TIMEOUT)
+            await self._once("DeactivateNode", fleet_pb2.DeactivateNodeRequest(node_id=self.node_id), _SHORT)
         except grpc.aio.AioRpcError as error:
             _log.info("The SuperLink did not hear the goodbye: %s", error.details())
 
     async def heartbeat(self) -> None:
-        """One sign of life."""
+        """One sign of life. NotLetIn, Refused."""
         request = fleet_pb2.SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_INTERVAL)
-        await self._call("SendNodeHeartbeat", request, timeout=HEARTBEAT_TIMEOUT)
+        answer = await self._call("SendNodeHeartbeat", request, timeout=_SHORT, wait_to_be_let_in=False)
+        if not answer.success:
+            raise Refused("it does not count this node's heartbeats", final=False)
 
     # ---- work ----------------------------------------------------------------------------------------------
 
     async def pull(
         self, capacity: int, working_on: Sequence[str], known_runs: Sequence[int]
     ) -> fleet_pb2.PullMessagesResponse:
-        """Instructions, as soon as there are any; an empty answer after a while."""
+        """Instructions, as soon as there are any; an empty answer after a while. NotLetIn, Refused."""
         request = fleet_pb2.PullMessagesRequest(
             node=self._node,
             trellis_capacity=capacity,
             trellis_working_on=working_on,
             trellis_known_runs=known_runs,
         )
-        answer: fleet_pb2.PullMessagesResponse = await self._call("PullMessages", request, timeout=_PULL_DEADLINE)
+        answer: fleet_pb2.PullMessagesResponse = await self._call(
+            "PullMessages", request, timeout=_PULL_DEADLINE, wait_to_be_let_in=False
+        )
         return answer
 
     async def confirm(self, run_id: int, message_id: str) -> None:
         """The instruction is here, whatever happens to this node."""
-        request = fleet_pb2.ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message_id)
+        request = fleet_pb2.ConfirmMessageReceivedRequest(run_id=run_id, message_object_id=message_id)
         await self._call("ConfirmMessageReceived", request)
 
     async def run(self, run_id: int) -> run_pb2.Run:
         """What the SuperLink says of a run. RunOver."""
-        answer = await self._call("GetRun", run_pb2.GetRunRequest(node=self._node, run_id=run_id))
+        answer = await self._call("GetRun", run_pb2.GetRunRequest(run_id=run_id))
         run: run_pb2.Run = answer.run
+        if run.status.status == "finished":
+            raise RunOver(run.status.details or run.status.sub_status or "it has finished")
         return run
 
     async def fab(self, run_id: int, fab_hash: str) -> bytes:
-        """The content of a FAB."""
-        request = run_pb2.GetFabRequest(node=self._node, run_id=run_id, hash_str=fab_hash)
+        """The content of a FAB, as it came."""
+        request = run_pb2.GetFabRequest(run_id=run_id, hash_str=fab_hash)
         content: bytes = (await self._call("GetFab", request)).fab.content
         return content
 
     async def object(self, run_id: int, object_id: str) -> bytes:
-        """The verified content of an object; waits while it is on its way to the SuperLink. ObjectGone."""
+        """An object's content, as it came; waits while it is on its way to the SuperLink. ObjectGone."""
         backoff = Backoff(initial=0.2, cap=10.0)
-        request = fleet_pb2.PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
+        request = fleet_pb2.PullObjectRequest(run_id=run_id, object_id=object_id)
         for _ in range(_OBJECT_TRIES):
             answer = await self._call("PullObject", request)
             if not answer.object_found:
                 raise ObjectGone(f"Object {object_id} is not at the SuperLink.")
             if answer.object_available:
                 content: bytes = answer.object_content
-                try:
-                    verify_object(object_id, content)
-                except ObjectError as error:
-                    raise ObjectGone(str(error)) from error
                 return content
             await backoff.wait()
         raise ObjectGone(f"Object {object_id} did not arrive at the SuperLink.")
@@ -188,7 +227,6 @@ class FleetClient:
         """A reply with its small objects; the answer names the objects that are still to be sent. RunOver, Refused."""
         objects = [fleet_pb2.InlineObject(object_id=object_id, content=content) for object_id, content in inline]
         request = fleet_pb2.PushMessagesRequest(
-            node=self._node,
             messages_list=[message],
             message_object_trees=[tree.to_edge()],
             clientapp_runtime_list=[runtime],
@@ -200,7 +238,7 @@ class FleetClient:
     async def push_object(self, run_id: int, object_id: str, content: bytes, session_id: str) -> bool:
         """Whether the SuperLink has it now."""
         request = fleet_pb2.PushObjectRequest(
-            node=self._node, run_id=run_id, object_id=object_id, object_content=content, session_id=session_id
+            run_id=run_id, object_id=object_id, object_content=content, session_id=session_id
         )
         return bool((await self._call("PushObject", request)).stored)
 
@@ -211,21 +249,8 @@ def _meaning(method: str, error: grpc.aio.AioRpcError) -> Exception:
     if error.code() is grpc.StatusCode.PERMISSION_DENIED:
         return RunOver(details)
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-        return Fatal(
+        return NotLetIn(
             f"The SuperLink does not accept this node's signature ({method}: {details}). Is the key the registered "
-            "one, and is this machine's clock right?"
+            "one, and are the clocks of both machines right?"
         )
-    return Refused(details)
-
-
-async def gather_bounded(count: int, *work: Any) -> None:
-    """Run coroutines, `count` at a time; the first error ends the others."""
-    gate = asyncio.Semaphore(count)
-
-    async def one(coroutine: Any) -> None:
-        async with gate:
-            await coroutine
-
-    async with asyncio.TaskGroup() as group:
-        for coroutine in work:
-            group.create_task(one(coroutine))
+    return Refused(f"{method}: {details}", final=error.code() in _FINAL)

@@ -14,6 +14,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LOCK_SECONDS = 2.0
+"""How long a predecessor on the same state directory may take to end."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, info BLOB NOT NULL, problem TEXT, state BLOB);
@@ -72,7 +75,7 @@ class Kept:
     runs: list[RunRow]
     tasks: list[TaskRow]
     replies: list[ReplyRow]
-    objects: list[tuple[int, str]]
+    objects: dict[int, dict[str, bytes]]  # the small ones, by run and id
 
 
 class Ledger:
@@ -85,7 +88,7 @@ class Ledger:
 
     async def open(self) -> Kept:
         """Open or create the file; sqlite3.Error when it is no ledger or another process uses it."""
-        return await self._run(self._open)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
     async def close(self) -> None:
         """After everything that was queued."""
@@ -94,14 +97,17 @@ class Ledger:
             await asyncio.get_running_loop().run_in_executor(self._thread, connection.close)
         self._thread.shutdown()
 
-    def _open(self, _: sqlite3.Connection | None = None) -> Kept:
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+    def _open(self) -> Kept:
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=LOCK_SECONDS)
         # Two SuperNodes on one state directory would be one node twice: the second must not start.
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.executescript(_SCHEMA)
         self._connection = db
+        objects: dict[int, dict[str, bytes]] = {}
+        for run_id, object_id, content in db.execute("SELECT run_id, object_id, content FROM objects"):
+            objects.setdefault(int(run_id), {})[object_id] = content
         return Kept(
             [RunRow(int(row[0]), *row[1:]) for row in db.execute("SELECT run_id, info, problem, state FROM runs")],
             [
@@ -114,7 +120,7 @@ class Ledger:
                 ReplyRow(row[0], int(row[1]), *row[2:])
                 for row in db.execute("SELECT message_id, run_id, instruction_id, message, tree, runtime FROM replies")
             ],
-            [(int(row[0]), row[1]) for row in db.execute("SELECT run_id, object_id FROM objects")],
+            objects,
         )
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
@@ -123,7 +129,7 @@ class Ledger:
         def transaction() -> T:
             db = self._connection
             if db is None:
-                return work(None)  # type: ignore[arg-type]  # only open() comes before there is a connection
+                raise RuntimeError("the ledger is not open")
             db.execute("BEGIN IMMEDIATE")
             try:
                 result = work(db)
@@ -151,9 +157,6 @@ class Ledger:
 
         return self._run(work)
 
-    def put(self, key: str, value: bytes) -> "asyncio.Future[None]":
-        return self._run(lambda db: _done(db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))))
-
     def keep_run(self, run: RunRow) -> "asyncio.Future[None]":
         """A run that this node works for; its state stays as it is."""
         values = (str(run.run_id), run.info, run.problem)
@@ -174,6 +177,10 @@ class Ledger:
             )
 
         return self._run(work)
+
+    def keep_objects(self, run_id: int, objects: Mapping[str, bytes]) -> "asyncio.Future[None]":
+        """Small objects that came after their instruction."""
+        return self._run(lambda db: _keep_objects(db, run_id, objects))
 
     def count_attempt(self, message_id: str, attempts: int) -> "asyncio.Future[None]":
         statement = "UPDATE tasks SET attempts = ? WHERE message_id = ?"
@@ -212,16 +219,6 @@ class Ledger:
         def work(db: sqlite3.Connection) -> None:
             for table in ("objects", "replies", "tasks", "runs"):
                 db.execute(f"DELETE FROM {table} WHERE run_id = ?", (str(run_id),))
-
-        return self._run(work)
-
-    def object(self, run_id: int, object_id: str) -> "asyncio.Future[bytes | None]":
-        """The content of a small object."""
-
-        def work(db: sqlite3.Connection) -> bytes | None:
-            statement = "SELECT content FROM objects WHERE run_id = ? AND object_id = ?"
-            row = db.execute(statement, (str(run_id), object_id)).fetchone()
-            return None if row is None else bytes(row[0])
 
         return self._run(work)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import secrets
 import sqlite3
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from trellis_kit import logs
-from trellis_kit.federation import find_program
+from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.isolation import Isolation, ProcessIsolation, SubprocessIsolation
 from trellis_kit.lifecycle import Fatal, Stop, run_service
@@ -20,14 +20,15 @@ from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, split_address
 from trellis_kit.tls import ClientTls, ServerTls, open_channel
 from trellis_wire.config import parse_config_args
-from trellis_wire.identity import KeyProblem, generate_key, load_private_key, private_pem
 from trellis_wire.pb.appio import appio_pb2_grpc
 
 from trellis_supernode.appio import ClientAppIO, StockExecutors
-from trellis_supernode.fleet import FleetClient
-from trellis_supernode.ledger import Ledger
+from trellis_supernode.fleet import CHANNEL_OPTIONS, FleetClient
+from trellis_supernode.identity import node_key
+from trellis_supernode.ledger import Kept, Ledger
 from trellis_supernode.metrics import Metrics
 from trellis_supernode.node import Node
+from trellis_supernode.session import Session
 from trellis_supernode.settings import REST_REFUSED, STOCK_FLAGS, SupernodeSettings
 
 _log = logging.getLogger(__name__)
@@ -35,31 +36,12 @@ _log = logging.getLogger(__name__)
 PROG = "trellis-supernode"
 
 
-def node_key(settings: SupernodeSettings) -> ec.EllipticCurvePrivateKey:
-    """The operator's key, or this node's own: made once, kept in the state directory. Raises Fatal."""
-    try:
-        if settings.auth_supernode_private_key is not None:
-            return load_private_key(settings.auth_supernode_private_key)
-        path = settings.state_dir / "node.key"
-        if path.exists():
-            return load_private_key(path)
-    except KeyProblem as error:
-        raise Fatal(str(error)) from error
-    key = generate_key("P-256")
-    temporary = path.with_suffix(".part")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(private_pem(key))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    return key
-
-
-def _tls(settings: SupernodeSettings) -> ClientTls | None:
+def _fleet_tls(settings: SupernodeSettings) -> ClientTls | None:
     if settings.insecure:
         if settings.root_certificates is not None:
             raise Fatal("Give either --insecure or --root-certificates, not both.")
+        if settings.auth_supernode_private_key is not None:
+            _log.warning("--auth-supernode-private-key with --insecure: whoever is on the way can act as this node")
         return None
     if settings.root_certificates is None:
         raise Fatal(
@@ -69,20 +51,64 @@ def _tls(settings: SupernodeSettings) -> ClientTls | None:
     return ClientTls(settings.root_certificates)
 
 
-def _isolation(settings: SupernodeSettings, address: str) -> Isolation:
+def _appio_tls(settings: SupernodeSettings) -> ServerTls | None:
+    if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
+        raise Fatal("--ssl-certfile and --ssl-keyfile belong together.")
+    if settings.ssl_certfile is None or settings.ssl_keyfile is None:
+        if settings.executor_ca_certfile is not None:
+            raise Fatal("--executor-ca-certfile needs --ssl-certfile and --ssl-keyfile.")
+        return None
+    return ServerTls(settings.ssl_certfile, settings.ssl_keyfile, settings.executor_ca_certfile)
+
+
+def _executor(settings: SupernodeSettings, address: str, token_file: Path) -> Sequence[str]:
+    """How this node starts its own executor. Raises Fatal where that cannot work."""
+    try:
+        argv = [find_program("trellis-clientapp"), "--clientappio-api-address", address]
+    except StartProblem as error:
+        raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
+    if settings.executor_ca_certfile is not None:
+        raise Fatal(
+            "--isolation subprocess and --executor-ca-certfile do not go together: this node has no client key."
+        )
+    if settings.ssl_certfile is None:
+        argv.append("--insecure")
+    elif settings.ssl_ca_certfile is None:
+        raise Fatal("--isolation subprocess with --ssl-certfile needs --ssl-ca-certfile too, for the executor.")
+    else:
+        argv += ["--root-certificates", str(settings.ssl_ca_certfile)]
+    argv += ["--join-token-file", str(token_file)]
+    argv += ["--slots", str(settings.executor_slots), "--grace", str(settings.grace)]
+    if settings.guest_python is not None:
+        argv += ["--guest-python", str(settings.guest_python)]
+    return argv
+
+
+def _isolation(settings: SupernodeSettings, bound: str, join_token: str | None) -> Isolation:
+    address = _reachable(bound)
     if settings.isolation == "process":
         return ProcessIsolation(
             f"Start one: trellis-clientapp --insecure --clientappio-api-address {address} (image trellis/clientapp)"
         )
+    token_file = settings.state_dir / "executor-token"
+    token_file.unlink(missing_ok=True)
+    token_file.touch(0o600)
+    token_file.write_text(join_token or "")
+    argv = _executor(settings, address, token_file)
+    return SubprocessIsolation(lambda: argv)
 
-    def argv() -> Sequence[str]:
-        found = [find_program("trellis-clientapp"), "--insecure", "--clientappio-api-address", address]
-        found += ["--slots", str(settings.executor_slots), "--grace", str(settings.grace)]
-        if settings.guest_python is not None:
-            found += ["--guest-python", str(settings.guest_python)]
-        return found
 
-    return SubprocessIsolation(argv)
+def _join_token(settings: SupernodeSettings) -> str | None:
+    """The secret of executors; where only our own one is meant to come, it gets one that nobody else knows."""
+    if settings.join_token is None and settings.isolation == "subprocess":
+        return secrets.token_urlsafe(32)
+    host, _ = split_address(settings.appio_address)
+    if settings.join_token is None and settings.executor_ca_certfile is None and host not in ("127.0.0.1", "::1"):
+        _log.warning(
+            "Whoever reaches %s may attend as an executor; set --join-token-file to ask for a secret",
+            settings.appio_address,
+        )
+    return settings.join_token
 
 
 def _reachable(bound: str) -> str:
@@ -92,62 +118,65 @@ def _reachable(bound: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def serve(settings: SupernodeSettings, stop: Stop) -> None:
-    """One SuperNode from its start to its end."""
-    tls = _tls(settings)
-    try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise Fatal(f"The state directory {settings.state_dir} cannot be made: {error.strerror}.") from error
-    key = node_key(settings)
-    ledger = Ledger(settings.state_dir / "node.db")
+async def _open_ledger(state_dir: Path) -> tuple[Ledger, Kept, bytes]:
+    ledger = Ledger(state_dir / "node.db")
     try:
         kept = await ledger.open()
-        secret = await ledger.get("token-secret", lambda: secrets.token_bytes(32))
+        return ledger, kept, await ledger.get("token-secret", lambda: secrets.token_bytes(32))
     except sqlite3.Error as error:
         raise Fatal(
-            f"The state in {settings.state_dir} cannot be used ({error}); does another SuperNode use this directory?"
+            f"The state in {state_dir} cannot be used ({error}); does another SuperNode use this directory?"
         ) from error
-    appio_tls = None
-    if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
-        appio_tls = ServerTls(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_ca_certfile)
-    server = GrpcServer("clientappio", settings.appio_address, appio_tls)
-    metrics = Metrics()
-    channel = open_channel(settings.superlink, tls)
-    fleet = FleetClient(channel, key, max_retries=settings.max_retries, max_wait=settings.max_wait_time)
-    isolation = _isolation(settings, _reachable(server.bound))
-    node_config = parse_config_args([settings.node_config] if settings.node_config else [])
-    node = Node(fleet, ledger, settings.state_dir, node_config, isolation, metrics)
-    await node.open(kept, secret)
-    appio_pb2_grpc.add_ClientAppIOServicer_to_server(ClientAppIO(node, ledger, settings.join_token), server.server)
-    server.server.add_generic_rpc_handlers((StockExecutors(),))
 
-    async def ready() -> str | None:
-        if stop.requested:
-            return "The SuperNode stops."
-        return None if fleet.reachable else f"The SuperLink at {settings.superlink} does not answer."
 
-    ops = OpsServer(settings.ops_address, ready, metrics.registry)
-    extra = None
-    if settings.health_server_address is not None:
-        extra = GrpcServer("health", settings.health_server_address, None)
+async def serve(settings: SupernodeSettings, stop: Stop) -> None:
+    """One SuperNode from its start to its end."""
+    fleet_tls, appio_tls = _fleet_tls(settings), _appio_tls(settings)
     try:
-        await server.start()
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = node_key(settings.auth_supernode_private_key, settings.state_dir)
+    except OSError as error:
+        raise Fatal(f"The state directory {settings.state_dir} cannot be used: {error.strerror}.") from error
+    async with contextlib.AsyncExitStack() as cleanup:
+        ledger, kept, secret = await _open_ledger(settings.state_dir)
+        cleanup.push_async_callback(ledger.close)
+        channel = open_channel(settings.superlink, fleet_tls, options=CHANNEL_OPTIONS)
+        cleanup.push_async_callback(channel.close, None)
+        fleet = FleetClient(channel, key, max_retries=settings.max_retries, max_wait=settings.max_wait_time)
+        server = GrpcServer("clientappio", settings.appio_address, appio_tls)
+        join_token = _join_token(settings)
+        isolation = _isolation(settings, server.bound, join_token)
+        metrics = Metrics()
+        node_config = parse_config_args([settings.node_config] if settings.node_config else [])
+        node = Node(fleet, ledger, settings.state_dir, secret, node_config, isolation, metrics)
+        node.open(kept)
+        cleanup.push_async_callback(node.close)
+        session = Session(fleet, node, register=settings.auth_supernode_private_key is None)
+        metrics.joined.set_function(lambda: session.problem is None)
+
+        async def ready() -> str | None:
+            return "The SuperNode stops." if stop.requested else session.problem
+
+        ops = OpsServer(settings.ops_address, ready, metrics.registry)
+        appio_pb2_grpc.add_ClientAppIOServicer_to_server(ClientAppIO(node, join_token), server.server)
+        server.server.add_generic_rpc_handlers((StockExecutors(),))
+        servers = [server]
+        if settings.health_server_address is not None:
+            servers.append(GrpcServer("health", settings.health_server_address, None))
+        for one in servers:
+            await one.start()
+            cleanup.push_async_callback(one.stop, 0.5)
+        cleanup.callback(node.desk.close)
         await ops.start()
-        if extra is not None:
-            await extra.start()
+        cleanup.push_async_callback(ops.stop)
         await isolation.start()
-        with logs.bound():
-            await node.run(stop, register=settings.auth_supernode_private_key is None)
-    finally:
-        await isolation.stop(max(1.0, stop.remaining()))
-        await server.stop(0.5)
-        if extra is not None:
-            await extra.stop(0.5)
-        await ops.stop()
-        await channel.close(None)
-        await ledger.close()
+        cleanup.push_async_callback(_stop_isolation, isolation, stop)
+        await session.run(stop)
     _log.info("The SuperNode ended in order")
+
+
+async def _stop_isolation(isolation: Isolation, stop: Stop) -> None:
+    await isolation.stop(max(1.0, stop.remaining() - 1.0))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

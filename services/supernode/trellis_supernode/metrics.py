@@ -19,3 +19,5 @@ class Metrics:
         self.bytes_out = Counter(f"{prefix}_sent_bytes", "Bytes of large objects sent", registry=registry)
         self.tasks = Gauge(f"{prefix}_tasks", "Instructions without a reply", registry=registry)
         self.executors = Gauge(f"{prefix}_executors", "Executors that attend", registry=registry)
+        self.undelivered = Gauge(f"{prefix}_undelivered_replies", "Replies on their way out", registry=registry)
+        self.joined = Gauge(f"{prefix}_joined", "1 while the node is a member of the SuperLink", registry=registry)

@@ -33,6 +33,9 @@ class SupernodeSettings(Settings):
     ssl_certfile: Path | None = Field(None, description="Certificate of this node's ClientAppIO")
     ssl_keyfile: Path | None = Field(None, description="Private key of --ssl-certfile")
     ssl_ca_certfile: Path | None = Field(
+        None, description="CA that signed --ssl-certfile, for the executor that this node starts itself"
+    )
+    executor_ca_certfile: Path | None = Field(
         None, description="CA of the executors' client certificates; with it, executors must show one"
     )
     join_token: str | None = Field(

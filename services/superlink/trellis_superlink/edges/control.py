@@ -117,7 +117,9 @@ class Control:
             override_config=config.from_edge(request.override_config),
             federation=DEFAULT_FEDERATION,
         )
-        await call.send(control_pb2.StartRunResponse(run_id=run.run_id, federation=_speech(call).federation))
+        await call.send(
+            control_pb2.StartRunResponse(run_id=run.run_id, series_id=run.run_id, federation=_speech(call).federation)
+        )
 
     async def stop_run(self, call: Call) -> None:
         request = await call.request(control_pb2.StopRunRequest)

@@ -43,6 +43,9 @@ def run_to_edge(run: Run, federation: str) -> run_pb2.Run:
         bytes_sent=run.bytes_sent,
         bytes_recv=run.bytes_received,
         clientapp_runtime=run.clientapp_runtime,
+        # Each run is a series of its own: nodes of 1.31 and later keep an app's context per series, so that runs with
+        # the same number (0, where none is set) would see each other's.
+        series_id=run.run_id,
     )
 
 
