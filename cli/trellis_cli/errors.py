@@ -1,4 +1,4 @@
-"""What the command line tells its user when something fails, and the exit codes for scripts (docs/cli.md)."""
+"""What the command line tells its user when something fails, and the exit codes for scripts (`--help` lists them)."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # the SuperLink refused, or the run that was waited for failed or was stopped

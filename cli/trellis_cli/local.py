@@ -17,7 +17,9 @@ from trellis_cli.errors import CliError, UsageError
 from trellis_cli.output import Output
 
 _START_SECONDS = 120.0  # a cold disk and a busy machine
-_GRACE_SECONDS = 10.0
+# Who ends a federation on a desk does not want its runs finished first; the roles are killed a little after their time.
+_ROLE_GRACE_SECONDS = 2
+_GRACE_SECONDS = _ROLE_GRACE_SECONDS + 6.0
 
 
 def plan(args: argparse.Namespace, directory: Path, *, stock_ports: bool) -> Plan:
@@ -31,11 +33,16 @@ def plan(args: argparse.Namespace, directory: Path, *, stock_ports: bool) -> Pla
     taken = [address for address in addresses.all if not port_is_free(int(address.rsplit(":", 1)[1]))]
     if taken:
         raise UsageError(f"{', '.join(taken)} is in use; end what listens there, or add --free-ports.")
+    flags = ("--insecure", "--grace", str(_ROLE_GRACE_SECONDS))
     return Plan(
         directory=directory,
         addresses=addresses,
         guest_python=None if guest is None else guest.absolute(),
         isolation=args.isolation,
+        superlink_flags=flags,
+        serverapp_flags=flags,
+        supernode_flags=flags,
+        clientapp_flags=flags,
     )
 
 
