@@ -19,7 +19,6 @@ from trellis_wire.objects import object_id as hash_of
 
 from trellis_superlink.core import trees
 from trellis_superlink.core.base import Ground
-from trellis_superlink.core.budget import Budget
 from trellis_superlink.core.errors import BadObject, NotFound
 from trellis_superlink.core.ledger import Ledger
 from trellis_superlink.core.letters import (
@@ -44,9 +43,6 @@ PART = 1024 * 1024
 
 MAX_OBJECT = 1 << 31
 """Bytes of one object at most; gRPC carries no larger message."""
-
-IN_FLIGHT = 48 * 1024 * 1024
-"""Bytes in memory over all peers together."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,6 @@ class Objects:
         self._cache = cache
         self._ledger = ledger
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="objects")
-        self.budget = Budget(IN_FLIGHT)
 
     def close(self) -> None:
         self._threads.shutdown()

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from trellis_superlink import memory
-from trellis_superlink.core.budget import Budget
+from trellis_superlink.edges.budget import Budget
 
 MIB = 1024 * 1024
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from core_world import World, answer, instruct, records
-from trellis_superlink.core.budget import Budget
 from trellis_superlink.core.errors import BadObject, NotFound, RunOver, TryAgainLater
 from trellis_superlink.core.objects import PART
 from trellis_superlink.core.parcels import Parcel
@@ -225,26 +224,3 @@ async def test_files_without_a_row_are_swept_at_the_start(w: World, tmp_path: Pa
     foreign.write_bytes(b"something else")
     await w.reopen()
     assert w.files() == sorted([kept, foreign])
-
-
-async def test_the_budget_lets_in_by_turn() -> None:
-    budget = Budget(100)
-    order: list[str] = []
-    gate = asyncio.Event()
-
-    async def user(name: str, size: int) -> None:
-        async with budget.hold(size):
-            order.append(name)
-            await gate.wait()
-
-    tasks = [asyncio.create_task(user(name, size)) for name, size in (("a", 60), ("b", 60), ("c", 10), ("d", 1000))]
-    await asyncio.sleep(0)
-    assert order == ["a"]
-    assert budget.held == 60
-    tasks[1].cancel()
-    await asyncio.wait([tasks[1]])
-    assert order == ["a", "c"]
-    gate.set()
-    await asyncio.wait(tasks)
-    assert order == ["a", "c", "d"]
-    assert budget.held == 0
