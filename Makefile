@@ -34,6 +34,7 @@ demo: setup guest ## train examples/digits on a federation of processes, then st
 	@exec $(BIN)/trellis demo --guest-python $(CURDIR)/$(GUEST)/bin/python examples/digits
 
 test: setup guest ## run every test (brings what is missing)
+	@bash scripts/install-test-tools
 	@exec $(BIN)/pytest $(TESTS)
 
 check: setup ## ruff, strict mypy, import rules, generated stubs up to date

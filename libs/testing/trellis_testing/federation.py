@@ -4,7 +4,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +47,8 @@ class Layout:
 
     `supernodes` names the release of each: `TRELLIS` or a stock version such as "1.24.0"; its place in the list is its
     `partition-id`. `guest` is the flwr that hosts apps on our executors. The `via_*` addresses (host:port) put
-    something between two roles, a proxy for example: who connects goes there.
+    something between two roles, a proxy for example: who connects goes there. `under` starts roles, by name, under
+    another program (`{"superlink": ("strace", "-D", ...)}`), which has to become the role or pass signals on to it.
     """
 
     supernodes: Sequence[str] = (TRELLIS, TRELLIS)
@@ -57,6 +58,7 @@ class Layout:
     via_fleet: str | None = None
     via_serverappio: str | None = None
     via_clientappio: str | None = None  # of the first SuperNode of ours, which is then the only one
+    under: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Federation(ABC):
@@ -133,6 +135,9 @@ class ProcessFederation(Federation):
                     port=kit.free_ports(1)[0],
                     node_config=f"partition-id={index} num-partitions={len(layout.supernodes)}",
                 )
+        for name, program in layout.under.items():
+            role = self._processes[name]
+            role.argv = (*program, *role.argv)
         self.control = Control(self.addresses.control)
 
     def _plan(self, own: int) -> kit.Plan:
