@@ -85,7 +85,16 @@ class SubprocessIsolation(Isolation):
                 backoff.reset()
             _log.error("The executor ended with exit code %d; it is started again", code)
             await backoff.wait()
+            while not self._started():
+                await backoff.wait()
+
+    def _started(self) -> bool:
+        try:
             self._process = spawn(self._argv(), stdin=subprocess.DEVNULL, new_session=True)
+        except OSError as error:  # no memory or processes left, or the program is being replaced
+            _log.error("The executor cannot be started, trying again: %s", error)
+            return False
+        return True
 
     async def stop(self, grace: float) -> None:
         if self._task is not None:

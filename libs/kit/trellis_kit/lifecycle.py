@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 
 _log = logging.getLogger(__name__)
@@ -57,12 +58,23 @@ def run_service(main: Callable[[Stop], Awaitable[int | None]], *, grace: float) 
     """Run `main` in a new event loop and return the process's exit code.
 
     The first SIGTERM or SIGINT sets the Stop that `main` was given; `main` then finishes or hands back its work and
-    returns. After `grace` seconds it is cancelled (exit code 3). A second signal ends the process at once.
+    returns. After `grace` seconds it is cancelled (exit code 3). A second signal ends the process at once. What `main`
+    left running, threads of the loop too, has 5 s after its end; then the process ends without it (exit code 3).
     """
-    return asyncio.run(_supervise(main, grace))
+    last_resort = threading.Timer(_CANCEL_SECONDS, _leave)
+    last_resort.daemon = True
+    try:
+        return asyncio.run(_supervise(main, grace, last_resort))
+    finally:
+        last_resort.cancel()
 
 
-async def _supervise(main: Callable[[Stop], Awaitable[int | None]], grace: float) -> int:
+def _leave() -> None:
+    _log.error("The service does not end; leaving it")
+    os._exit(EXIT_GRACE)
+
+
+async def _supervise(main: Callable[[Stop], Awaitable[int | None]], grace: float, last_resort: threading.Timer) -> int:
     stop = Stop(grace)
     loop = asyncio.get_running_loop()
 
@@ -97,6 +109,7 @@ async def _supervise(main: Callable[[Stop], Awaitable[int | None]], grace: float
         return EXIT_OK if result is None else result
     finally:
         watch.cancel()
+        last_resort.start()
 
 
 async def _overrun(stop: Stop, task: "asyncio.Task[int | None]") -> None:
@@ -104,5 +117,4 @@ async def _overrun(stop: Stop, task: "asyncio.Task[int | None]") -> None:
     await asyncio.sleep(stop.remaining())
     task.cancel()
     await asyncio.sleep(_CANCEL_SECONDS)
-    _log.error("The service does not end; leaving it")
-    os._exit(EXIT_GRACE)
+    _leave()

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from trellis_kit.lifecycle import Fatal
 
 _log = logging.getLogger(__name__)
 
 Ready = Callable[[], Awaitable[str | None]]
 
+_LAST_ANSWERS: Final = 1  # seconds that requests under way get when the port closes
+
 
 class _Server(uvicorn.Server):
     def capture_signals(self) -> Any:
         """Signals belong to the service, not to this server."""
-        from contextlib import nullcontext
+        return contextlib.nullcontext()
 
-        return nullcontext()
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    six = ":" in host
+    family = socket.AF_INET6 if six else socket.AF_INET
+    try:  # [::] means both families, as for gRPC
+        return socket.create_server(
+            (host, int(port)), family=family, dualstack_ipv6=six and socket.has_dualstack_ipv6()
+        )
+    except OSError as error:
+        raise Fatal(
+            f"Cannot listen on {address} (operations port): {error.strerror}; give another --ops-address."
+        ) from error
 
 
 class OpsServer:
@@ -33,29 +52,27 @@ class OpsServer:
         self._address = address
         self._ready = ready
         self._registry = registry
+        self.bound: str | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bind and serve. Raises OSError when the address cannot be bound."""
+        """Bind and serve; `bound` is host:port with the real port then. Raises Fatal for an address that is taken."""
         if self._address is None:
             return
-        host, port = self._address.rsplit(":", 1)
+        listening = _listen(self._address)  # from now on connections wait instead of being refused
+        self.bound = f"{self._address.rpartition(':')[0]}:{listening.getsockname()[1]}"
         config = uvicorn.Config(
             self._app,
-            host=host.strip("[]"),
-            port=int(port),
             log_config=None,
             access_log=False,
             lifespan="off",
             interface="asgi3",
+            timeout_graceful_shutdown=_LAST_ANSWERS,
         )
         self._server = _Server(config)
-        socket = config.bind_socket()
-        socket.listen()  # from now on connections wait instead of being refused
-        bound = "{}:{}".format(*socket.getsockname()[:2])
-        self._task = asyncio.create_task(self._server.serve([socket]), name="ops")
-        _log.info("Operations port listens on %s", bound, extra={"listener": "ops", "address": bound})
+        self._task = asyncio.create_task(self._server.serve([listening]), name="ops")
+        _log.info("Operations port listens on %s", self.bound, extra={"listener": "ops", "address": self.bound})
 
     async def stop(self) -> None:
         """Close the port."""

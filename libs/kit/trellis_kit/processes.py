@@ -37,7 +37,10 @@ if memory:
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
 if cpus:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cpus)])
+    # Neighbours by their number, so that the children of one parent do not all share the first processors.
+    allowed = sorted(os.sched_getaffinity(0))
+    first = os.getpid() % len(allowed)
+    os.sched_setaffinity(0, (allowed + allowed)[first : first + min(int(cpus), len(allowed))])
 os.execv(argv[0], argv)
 """
 
