@@ -24,6 +24,8 @@ from trellis_wire.objects import Buffer, ObjectError, ObjectSource
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 from trellis_wire.records import Record, deflate, inflate, inflate_message
 
+from trellis_serverapp.confirmations import Confirmations
+
 _log = logging.getLogger(__name__)
 
 _Outcome = appio_pb2.FinishRunRequest
@@ -52,26 +54,27 @@ class RunHost:
         self._metadata = self._transfer.metadata
         self._stopped = asyncio.Event()
         self._answers: dict[int, asyncio.Task[None]] = {}
-        self._confirming: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Until the SuperLink knows how the run ended (or that nobody wants to know any more)."""
         with logs.bound(run_id=self._run.run_id):
             pushed_logs = LogPush(self._stub, self._metadata)
+            self._confirmations = Confirmations(self._stub, self._metadata)
             hosting = asyncio.create_task(self._result(pushed_logs))
             stopped = asyncio.create_task(self._stopped.wait())
             try:
                 await asyncio.wait({hosting, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 result = hosting.result() if hosting.done() else None
                 if result is not None:
-                    await self._settle_confirmations()
+                    await self._confirmations.close()
                     await pushed_logs.close()
                     await self._finish(*result)
             finally:
-                leftover = [hosting, stopped, *self._answers.values(), *self._confirming]
+                leftover = [hosting, stopped, *self._answers.values()]
                 for task in leftover:
                     task.cancel()
                 await asyncio.gather(*leftover, return_exceptions=True)
+                await self._confirmations.abandon()
                 await pushed_logs.close(_LAST_LOG_SECONDS)
                 self._apps.forget(self._run.run_id)
 
@@ -256,20 +259,7 @@ class RunHost:
         frame = FrameRecords()
         described = frame.describe_message(metadata, error, records)
         await guest.frames.send({"id": number, "message": described}, frame.buffers)
-        confirming = asyncio.create_task(self._confirm(tree.object_id))  # the app need not wait for it
-        self._confirming.add(confirming)
-        confirming.add_done_callback(self._confirming.discard)
-
-    async def _confirm(self, message_id: str) -> None:
-        request = appio_pb2.ConfirmReceivedRequest(message_ids=[message_id])
-        try:
-            await persist(lambda: self._stub.ConfirmReceived(request, metadata=self._metadata))
-        except grpc.aio.AioRpcError as error:
-            _log.warning("A reply's arrival could not be confirmed: %s", error.details())
-
-    async def _settle_confirmations(self) -> None:
-        if self._confirming:
-            await asyncio.wait(self._confirming)
+        self._confirmations.add(tree.object_id)
 
     async def _finish(self, outcome: _Outcome.Outcome.ValueType, reason: str, state: dict[str, Record] | None) -> None:
         request = appio_pb2.FinishRunRequest(outcome=outcome, reason=reason)
