@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import ssl
@@ -120,17 +121,27 @@ def server_tls(
 
 
 def proxy_for(address: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The HTTP proxy between here and host:port by HTTPS_PROXY and NO_PROXY (either case), as gRPC uses it."""
+    """The HTTP proxy between here and host:port by HTTPS_PROXY and NO_PROXY (either case), as gRPC uses it.
+
+    NO_PROXY lists names (with everything below them), addresses, address ranges (10.0.0.0/8), or `*`.
+    """
     environment = os.environ if environ is None else environ
     proxy = next((environment[name] for name in ("https_proxy", "HTTPS_PROXY") if environment.get(name)), None)
     if proxy is None:
         return None
     host = address.rsplit(":", 1)[0].strip("[]").lower()
     excluded = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    for entry in (entry.strip().lower().lstrip(".") for entry in excluded.split(",")):
-        if entry == "*" or (entry and (host == entry or host.endswith("." + entry))):
-            return None
-    return proxy
+    return None if any(_excludes(entry.strip().lower(), host) for entry in excluded.split(",")) else proxy
+
+
+def _excludes(entry: str, host: str) -> bool:
+    if "/" in entry:
+        try:
+            return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+        except ValueError:  # no range, or the host has a name
+            return False
+    name = entry.lstrip(".")
+    return entry == "*" or (name != "" and (host == name or host.endswith("." + name)))
 
 
 def open_channel(

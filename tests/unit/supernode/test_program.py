@@ -1,4 +1,4 @@
-"""The program as a process: killed and started again, asked to stop, through a proxy, with TLS, with wrong flags."""
+"""The program as a process: killed and started again, asked to stop, with TLS, with wrong flags."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -136,59 +134,11 @@ async def test_sigterm_without_a_superlink(tmp_path: Path) -> None:
 # ---- the way there ---------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def connect_proxy() -> AsyncIterator[tuple[str, list[str]]]:
-    """A proxy that knows CONNECT and nothing else; its address and what was asked of it."""
-    asked: list[str] = []
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            return
-        finally:
-            writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        asked.append(head.split(b"\r\n")[0].decode())
-        _, target, _ = asked[-1].split()
-        host, port = target.rsplit(":", 1)
-        there = await asyncio.open_connection(host, int(port))
-        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
-    finally:
-        server.close()
-
-
 async def round_trip(w: World) -> None:
     hand = await w.hand()
     instruction = await w.link.instruct()
     await hand.finish(await hand.work())
     await w.answered(instruction)
-
-
-async def test_the_superlink_is_reached_through_the_sites_proxy(tmp_path: Path) -> None:
-    async with connect_proxy() as (proxy, asked), world(tmp_path) as w:
-        node = w.process(HTTPS_PROXY=proxy)
-        await round_trip(w)
-        assert asked
-        assert set(asked) == {f"CONNECT {w.link.address} HTTP/1.1"}
-        assert await node.terminate() == 0
-
-
-async def test_no_proxy_excludes_the_superlink(tmp_path: Path) -> None:
-    async with connect_proxy() as (proxy, asked), world(tmp_path) as w:
-        node = w.process(HTTPS_PROXY=proxy, NO_PROXY="127.0.0.1")
-        await round_trip(w)
-        assert not asked
-        assert await node.terminate() == 0
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
