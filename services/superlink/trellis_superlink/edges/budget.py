@@ -23,6 +23,11 @@ class Budget:
     def held(self) -> int:
         return self._held
 
+    @property
+    def idle(self) -> bool:
+        """Nobody holds anything or waits."""
+        return not self._held and not self._queue
+
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
         size = min(size, self._limit)
@@ -43,7 +48,7 @@ class Budget:
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self._give(size)  # was let in at the very moment it went away
-            else:
+            elif (size, future) in self._queue:  # else passed over already: several went away at the same moment
                 self._queue.remove((size, future))
                 self._admit()
             raise

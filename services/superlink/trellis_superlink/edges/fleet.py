@@ -227,7 +227,7 @@ class Fleet:
         call.note(run_id=request.run_id)
         fab = await self._core.runs.fab(who, request.hash_str, request.run_id)
         answer = run_pb2.GetFabResponse(fab=run_pb2.Fab(hash_str=fab.fab_hash, content=fab.content))
-        async with self._flow.hold(len(fab.content)):
+        async with self._flow.hold(len(fab.content), who.id):
             await call.send(answer)
 
     # ---- objects ---------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Fleet:
         at their next pull.
         """
         credential = verify_grpc(call.metadata)
-        async with self._flow.hold(self._chunk(call, credential)):
+        async with self._flow.hold(self._chunk(call, credential), credential.public_key):
             stored = await self._store(call, _push_object(await call.body()))
         await call.send(fleet_pb2.PushObjectResponse(stored=stored))
 
@@ -266,7 +266,7 @@ class Fleet:
         if found is None or not found.available:
             await call.send(fleet_pb2.PullObjectResponse(object_found=found is not None, object_available=False))
             return
-        async with self._flow.hold(found.size):
+        async with self._flow.hold(found.size, who.id):
             await call.send(pulled_object(found.size, await self._parts(who, request.run_id, request.object_id)))
 
     async def _parts(self, who: Principal, run_id: int, object_id: str) -> list[bytes | memoryview]:

@@ -147,7 +147,7 @@ class ServerAppIO:
         who = await self._executor(call)
         request = await call.request(appio_pb2.GetFabRequest)
         fab = await self._core.runs.fab(who, request.fab_hash)
-        async with self._flow.hold(len(fab.content)):
+        async with self._flow.hold(len(fab.content), who.claim):
             await call.send(appio_pb2.GetFabResponse(fab_hash=fab.fab_hash, content=fab.content))
 
     async def start_running(self, call: Call) -> None:
@@ -193,7 +193,7 @@ class ServerAppIO:
         try:
             while True:
                 # One part of this stream is in memory at a time; over all streams the budget counts them.
-                async with self._flow.hold(PART):
+                async with self._flow.hold(PART, who.claim):
                     data = await call.read()
                     if data is None:
                         break

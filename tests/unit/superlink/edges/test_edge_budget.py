@@ -28,3 +28,20 @@ async def test_the_budget_lets_in_by_turn() -> None:
     await asyncio.wait(tasks)
     assert order == ["a", "c", "d"]
     assert budget.held == 0
+
+
+async def test_several_may_go_away_while_another_leaves() -> None:
+    budget = Budget(10)
+    gate = asyncio.Event()
+
+    async def user() -> None:
+        async with budget.hold(10):
+            await gate.wait()
+
+    first, *others = [asyncio.create_task(user()) for _ in range(4)]
+    await asyncio.sleep(0)
+    for task in (first, *others):
+        task.cancel()
+    results = await asyncio.gather(first, *others, return_exceptions=True)
+    assert {type(result) for result in results} == {asyncio.CancelledError}
+    assert budget.idle

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from edge_load import MIB, measure
+from trellis_superlink.edges import flow as flow_module
+from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.flow import Flow
 
 
@@ -15,7 +17,7 @@ async def entered(flow: Flow, size: int, leave: asyncio.Event) -> asyncio.Task[N
     task: asyncio.Task[None]
 
     async def peer() -> None:
-        async with flow.hold(size):
+        async with flow.hold(size, object()):
             task.set_name("in")
             await leave.wait()
 
@@ -54,7 +56,7 @@ async def test_a_peer_on_a_slow_line_makes_room_for_others() -> None:
     await asyncio.wait_for(other, 5)
     never.set()
     await asyncio.wait_for(stalled, 5)
-    async with asyncio.timeout(5), flow.hold(10):
+    async with asyncio.timeout(5), flow.hold(10, "somebody"):
         pass
 
 
@@ -81,8 +83,40 @@ async def test_whoever_goes_away_gives_back_what_it_held() -> None:
         task.cancel()
         waiting.cancel()
         await asyncio.gather(task, waiting, return_exceptions=True)
-        async with asyncio.timeout(5), flow.hold(10):
+        async with asyncio.timeout(5), flow.hold(10, "somebody"):
             pass
+
+
+async def test_a_peer_with_many_calls_waits_for_itself() -> None:
+    flow = Flow(room=10, slow_room=100, slow_after=60, share=8)
+    never = asyncio.Event()
+
+    async def silent() -> None:
+        async with flow.hold(4, "talker"):
+            await never.wait()
+
+    calls = [asyncio.create_task(silent()) for _ in range(50)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5), flow.hold(2, "other"):
+        pass
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    async with asyncio.timeout(5), flow.hold(10, "talker"):
+        pass
+
+
+async def test_where_both_rooms_are_full_the_slowest_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_module, "LEAST_SECONDS", 0.2)
+    flow = Flow(room=10, slow_room=10, slow_after=0.05)
+    never = asyncio.Event()
+    stalled = [await entered(flow, 10, never) for _ in range(2)]
+    async with asyncio.timeout(5), flow.hold(10, "other"):
+        pass
+    with pytest.raises(EdgeError, match="too slow"):
+        await stalled[0]
+    stalled[1].cancel()
+    await asyncio.gather(stalled[1], return_exceptions=True)
 
 
 # grpc has a message in memory three times while it hands it over, so one object of 20 MiB alone takes 62 MiB.
