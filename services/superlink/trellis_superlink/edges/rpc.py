@@ -1,8 +1,8 @@
 """One way of serving every rpc: raw bytes in and out, one error table, one log line, one set of metrics.
 
-All methods, unary ones too, are served as streams of bytes: on the wire there is no difference, and the handler runs
-before the request's body has been taken from the connection. So a body can wait (by HTTP/2 flow control) until there is
-memory for it, and a body that does not parse is answered by us, with INVALID_ARGUMENT and a log line.
+Over gRPC all methods, unary ones too, are served as streams of bytes: on the wire there is no difference, and the
+handler runs before the request's body has been taken from the connection. So a body can wait (by flow control) until
+there is memory for it, and a body that does not parse is answered by us, with INVALID_ARGUMENT and a log line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -85,16 +85,38 @@ class Drain:
             yield item[0]
 
 
+class Exchange(Protocol):
+    """What one transport does for a call: gRPC or HTTP."""
+
+    def peer(self) -> str:
+        """The other end's address, for the log."""
+
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Headers, named as gRPC names them."""
+
+    async def read(self) -> bytes | None:
+        """The next message as it came, None at the end of the stream."""
+
+    async def write(self, data: bytes) -> None:
+        """Returns not earlier than the peer has room for it."""
+
+    async def announce(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Headers that go ahead of the first message."""
+
+    async def refuse(self, service: Service, call: Call, problem: EdgeError) -> None:
+        """Ends the exchange with an error, in the transport's own words."""
+
+
 class Call:
     """One rpc under way: who calls, what it sends, what it gets."""
 
-    def __init__(self, context: Any, surface: str, method: str, ids: contextlib.ExitStack) -> None:
-        self._context = context
+    def __init__(self, exchange: Exchange, surface: str, method: str, ids: contextlib.ExitStack) -> None:
+        self._exchange = exchange
         self._stack = ids
         self.surface = surface
         self.method = method
-        self.peer = str(context.peer())
-        self.metadata: tuple[tuple[str, str | bytes], ...] = tuple(context.invocation_metadata() or ())
+        self.peer = exchange.peer()
+        self.metadata = exchange.metadata()
         self._headers = dict(self.metadata)
         self.request_id = secrets.token_hex(6)
         self.received = 0
@@ -124,10 +146,8 @@ class Call:
 
     async def read(self) -> bytes | None:
         """The next message as it came, None at the end of the stream."""
-        data = await self._context.read()
-        if not isinstance(data, bytes):  # grpc.aio's EOF object
-            return None
-        self.received += len(data)
+        data = await self._exchange.read()
+        self.received += 0 if data is None else len(data)
         return data
 
     async def body(self) -> bytes:
@@ -153,11 +173,11 @@ class Call:
         """Returns once the bytes are on their way, that is: not earlier than the peer has room for them."""
         data = answer if isinstance(answer, bytes) else answer.SerializeToString()
         self.sent += len(data)
-        await self._context.write(data)
+        await self._exchange.write(data)
 
     async def announce(self, *metadata: tuple[str, str]) -> None:
         """Initial metadata."""
-        await self._context.send_initial_metadata(metadata)
+        await self._exchange.announce(metadata)
 
 
 def malformed(kind: str, size: int) -> EdgeError:
@@ -170,10 +190,10 @@ Handler = Callable[[Call], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Service:
-    """A gRPC service of ours: its handlers, and how it answers what goes wrong.
+    """A service of the protocol: its handlers, and how it answers what goes wrong.
 
     `unserved` says why a method of this service is not there. `unexpected` is the status after an error of ours;
-    `plain` turns an error into details (command lines of some releases want JSON).
+    `details` turns an error into gRPC's details (command lines of some releases want JSON).
     """
 
     name: str
@@ -185,39 +205,22 @@ class Service:
     details: Callable[[Call, EdgeError], str] = lambda _call, error: error.text
 
 
-class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
-    """Leads each call of one or more services to its handler."""
+class Dispatcher:
+    """Serves calls, whatever transport they came by: one log line, one error table, one set of metrics."""
 
-    def __init__(self, services: tuple[Service, ...], metrics: Metrics) -> None:
-        self._services = {service.name: service for service in services}
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        name, _, method = handler_call_details.method.lstrip("/").partition("/")
-        service = self._services.get(name)
-        if service is None:
-            return None
+    async def serve(self, service: Service, method: str, exchange: Exchange) -> None:
+        """One call from its headers to its end."""
         handler = service.handlers.get(method)
-        if handler is None:
-
-            async def absent(_call: Call) -> None:
-                raise service.unserved(method)
-
-            handler = absent
-        served = handler
-
-        async def behaviour(_requests: object, context: Any) -> None:
-            await self._serve(service, method, served, context)
-
-        return grpc.stream_stream_rpc_method_handler(behaviour)
-
-    async def _serve(self, service: Service, method: str, handler: Handler, context: Any) -> None:
         started = time.monotonic()
         status = StatusCode.OK
         with contextlib.ExitStack() as ids:
-            call = Call(context, service.label, method, ids)
-            known = method in service.handlers
+            call = Call(exchange, service.label, method, ids)
             try:
+                if handler is None:
+                    raise service.unserved(method)
                 await handler(call)
             except asyncio.CancelledError:
                 status = StatusCode.CANCELLED
@@ -239,12 +242,54 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                         extra={"surface": service.label, "status": problem.status.name},
                     )
                 status = problem.status
-                await context.abort(problem.status, service.details(call, problem))
+                await exchange.refuse(service, call, problem)
             finally:
                 seconds = time.monotonic() - started
-                self._metrics.call(service.label, method if known else "unknown", status.name, call.received, call.sent)
+                name = method if handler is not None else "unknown"
+                self._metrics.call(service.label, name, status.name, call.received, call.sent)
                 _log.debug(
                     "%s",
                     method,
                     extra={"surface": service.label, "status": status.name, "seconds": round(seconds, 4)},
                 )
+
+
+class _GrpcExchange:
+    """An exchange over gRPC."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.write = context.write
+        self.announce = context.send_initial_metadata
+
+    def peer(self) -> str:
+        return str(self._context.peer())
+
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return tuple(self._context.invocation_metadata() or ())
+
+    async def read(self) -> bytes | None:
+        data = await self._context.read()
+        return data if isinstance(data, bytes) else None  # grpc.aio's EOF object
+
+    async def refuse(self, service: Service, call: Call, problem: EdgeError) -> None:
+        await self._context.abort(problem.status, service.details(call, problem))
+
+
+class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Leads each gRPC call of one or more services to its handler."""
+
+    def __init__(self, services: tuple[Service, ...], metrics: Metrics) -> None:
+        self._services = {service.name: service for service in services}
+        self._dispatcher = Dispatcher(metrics)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        name, _, method = handler_call_details.method.lstrip("/").partition("/")
+        service = self._services.get(name)
+        if service is None:
+            return None
+
+        async def behaviour(_requests: object, context: Any) -> None:
+            await self._dispatcher.serve(service, method, _GrpcExchange(context))
+
+        return grpc.stream_stream_rpc_method_handler(behaviour)
