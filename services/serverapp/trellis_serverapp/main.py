@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from trellis_kit import logs, processes
+from trellis_kit import logs, memory, processes
 from trellis_kit.lifecycle import EXIT_OK, Stop, run_service
 from trellis_kit.settings import load
 from trellis_runner.apps import Apps
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `trellis-serverapp`."""
     settings = load(ServerAppSettings, prog="trellis-serverapp", argv=argv, stock_flags=STOCK_FLAGS)
     logs.setup("serverapp", level=settings.log_level)
+    memory.tune()
     processes.make_non_dumpable()
     processes.become_subreaper()
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trellis_kit import logs
+from trellis_kit import logs, memory
 from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.isolation import Isolation, SubprocessIsolation
@@ -20,7 +20,6 @@ from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, split_address
 from trellis_kit.tls import ServerTls, server_tls
 
-from trellis_superlink import memory
 from trellis_superlink.core.errors import TryAgainLater
 from trellis_superlink.core.service import Core, CoreConfig
 from trellis_superlink.edges import stock_appio
@@ -36,6 +35,7 @@ from trellis_superlink.settings import STOCK_FLAGS, SuperLinkSettings
 _log = logging.getLogger(__name__)
 
 PROG = "trellis-superlink"
+_REUSE, _KEEP = 2 * memory.MIB, 8 * memory.MIB  # parts of a stream come from memory that was used before
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `trellis-superlink`."""
     settings = load(SuperLinkSettings, prog=PROG, argv=argv, stock_flags=STOCK_FLAGS)
     logs.setup("superlink", level=settings.log_level, format=settings.log_format)
-    memory.tune()
+    memory.tune(reuse=_REUSE, keep=_KEEP)
     if settings.join_token:
         make_non_dumpable()
 

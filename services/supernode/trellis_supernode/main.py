@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trellis_kit import logs
+from trellis_kit import logs, memory
 from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.isolation import Isolation, ProcessIsolation, SubprocessIsolation
@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     settings = load(SupernodeSettings, prog=PROG, argv=arguments, stock_flags=STOCK_FLAGS)
     logs.setup("supernode", level=settings.log_level)
+    memory.tune()
     make_non_dumpable()
 
     async def run(stop: Stop) -> None:

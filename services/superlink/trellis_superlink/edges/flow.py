@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
 
 from grpc import StatusCode
+from trellis_kit import memory
 
-from trellis_superlink import memory
 from trellis_superlink.edges.budget import Budget
 from trellis_superlink.edges.errors import EdgeError
 

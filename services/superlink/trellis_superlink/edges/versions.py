@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
+from trellis_wire.bulk import varint
 from trellis_wire.pb.edge import control_pb2
 
 from trellis_superlink.core.principals import DEFAULT_FEDERATION
-from trellis_superlink.edges.raw import varint
 
 DEFAULT_NAMES = frozenset({"", DEFAULT_FEDERATION, "@none/default"})
 """What the releases call the one federation of a SuperLink without federation management (WIRE.md 3.3)."""

@@ -815,3 +815,133 @@ class ClientAppIO:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class NodeObjectsStub:
+    """---- between our SuperNode and our SuperLink -----------------------------------------------------------------------
+
+    Beside Fleet and on its port: the objects of a run's messages in parts, where a stock peer takes one call for each of
+    them. Used where the SuperLink announced the capability `objects`. The metadata of each call is that of Fleet's calls
+    (WIRE.md 2.1) with `trellis-node-id` and `trellis-run-id` in decimal.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.PullObjects = channel.unary_stream(
+                '/trellis.appio.v1.NodeObjects/PullObjects',
+                request_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PullObjectsRequest.SerializeToString,
+                response_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ObjectPart.FromString,
+                _registered_method=True)
+        self.PushObjects = channel.stream_unary(
+                '/trellis.appio.v1.NodeObjects/PushObjects',
+                request_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ObjectPart.SerializeToString,
+                response_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushObjectsResponse.FromString,
+                _registered_method=True)
+
+
+class NodeObjectsServicer:
+    """---- between our SuperNode and our SuperLink -----------------------------------------------------------------------
+
+    Beside Fleet and on its port: the objects of a run's messages in parts, where a stock peer takes one call for each of
+    them. Used where the SuperLink announced the capability `objects`. The metadata of each call is that of Fleet's calls
+    (WIRE.md 2.1) with `trellis-node-id` and `trellis-run-id` in decimal.
+    """
+
+    def PullObjects(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushObjects(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NodeObjectsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'PullObjects': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullObjects,
+                    request_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PullObjectsRequest.FromString,
+                    response_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ObjectPart.SerializeToString,
+            ),
+            'PushObjects': grpc.stream_unary_rpc_method_handler(
+                    servicer.PushObjects,
+                    request_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ObjectPart.FromString,
+                    response_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushObjectsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'trellis.appio.v1.NodeObjects', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('trellis.appio.v1.NodeObjects', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class NodeObjects:
+    """---- between our SuperNode and our SuperLink -----------------------------------------------------------------------
+
+    Beside Fleet and on its port: the objects of a run's messages in parts, where a stock peer takes one call for each of
+    them. Used where the SuperLink announced the capability `objects`. The metadata of each call is that of Fleet's calls
+    (WIRE.md 2.1) with `trellis-node-id` and `trellis-run-id` in decimal.
+    """
+
+    @staticmethod
+    def PullObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/trellis.appio.v1.NodeObjects/PullObjects',
+            trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PullObjectsRequest.SerializeToString,
+            trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ObjectPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushObjects(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/trellis.appio.v1.NodeObjects/PushObjects',
+            trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ObjectPart.SerializeToString,
+            trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushObjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

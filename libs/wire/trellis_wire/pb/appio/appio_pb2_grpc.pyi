@@ -222,3 +222,55 @@ class ClientAppIOServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_appio_pb2.FinishTaskResponse, _abc.Awaitable[_appio_pb2.FinishTaskResponse]]: ...
 
 def add_ClientAppIOServicer_to_server(servicer: ClientAppIOServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class NodeObjectsStub:
+    """---- between our SuperNode and our SuperLink -----------------------------------------------------------------------
+
+    Beside Fleet and on its port: the objects of a run's messages in parts, where a stock peer takes one call for each of
+    them. Used where the SuperLink announced the capability `objects`. The metadata of each call is that of Fleet's calls
+    (WIRE.md 2.1) with `trellis-node-id` and `trellis-run-id` in decimal.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> NodeObjectsAsyncStub: ...
+    PullObjects: _grpc.UnaryStreamMultiCallable[_appio_pb2.PullObjectsRequest, _appio_pb2.ObjectPart]
+    PushObjects: _grpc.StreamUnaryMultiCallable[_appio_pb2.ObjectPart, _appio_pb2.PushObjectsResponse]
+
+@_typing.type_check_only
+class NodeObjectsAsyncStub(NodeObjectsStub):
+    """---- between our SuperNode and our SuperLink -----------------------------------------------------------------------
+
+    Beside Fleet and on its port: the objects of a run's messages in parts, where a stock peer takes one call for each of
+    them. Used where the SuperLink announced the capability `objects`. The metadata of each call is that of Fleet's calls
+    (WIRE.md 2.1) with `trellis-node-id` and `trellis-run-id` in decimal.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    PullObjects: _aio.UnaryStreamMultiCallable[_appio_pb2.PullObjectsRequest, _appio_pb2.ObjectPart]  # type: ignore[assignment]
+    PushObjects: _aio.StreamUnaryMultiCallable[_appio_pb2.ObjectPart, _appio_pb2.PushObjectsResponse]  # type: ignore[assignment]
+
+class NodeObjectsServicer(metaclass=_abc_1.ABCMeta):
+    """---- between our SuperNode and our SuperLink -----------------------------------------------------------------------
+
+    Beside Fleet and on its port: the objects of a run's messages in parts, where a stock peer takes one call for each of
+    them. Used where the SuperLink announced the capability `objects`. The metadata of each call is that of Fleet's calls
+    (WIRE.md 2.1) with `trellis-node-id` and `trellis-run-id` in decimal.
+    """
+
+    @_abc_1.abstractmethod
+    def PullObjects(
+        self,
+        request: _appio_pb2.PullObjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_appio_pb2.ObjectPart], _abc.AsyncIterator[_appio_pb2.ObjectPart]]: ...
+
+    @_abc_1.abstractmethod
+    def PushObjects(
+        self,
+        request_iterator: _MaybeAsyncIterator[_appio_pb2.ObjectPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_appio_pb2.PushObjectsResponse, _abc.Awaitable[_appio_pb2.PushObjectsResponse]]: ...
+
+def add_NodeObjectsServicer_to_server(servicer: NodeObjectsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
