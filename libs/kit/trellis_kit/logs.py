@@ -7,18 +7,24 @@ line that is written below, under the same name in every role, so that the lines
 import contextlib
 import json
 import logging
+import re
+import secrets
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Literal, TextIO
+from typing import Final, Literal, TextIO
 
 Format = Literal["auto", "json", "text"]
 
 # A line longer than this is cut: a peer must not be able to fill the operator's disk with one message.
 MAX_TEXT = 32 * 1024
+
+REQUEST_ID: Final = "trellis-request-id"
+"""Metadata of a call: the caller's request id, under which both sides log it."""
+_SOUND_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 _ids: ContextVar[Mapping[str, object]] = ContextVar("trellis_log_ids", default=MappingProxyType({}))
 _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -39,6 +45,12 @@ def bound(**ids: object) -> Iterator[None]:
 def bound_ids() -> Mapping[str, object]:
     """The ids that are bound here."""
     return _ids.get()
+
+
+def request_id(offered: object = None) -> str:
+    """The request id that a caller offers, or that is bound here; a new one where there is none or no sound one."""
+    known = str(offered or _ids.get().get("request_id", ""))
+    return known if _SOUND_ID.fullmatch(known) else secrets.token_hex(6)
 
 
 def early(warning: str) -> None:

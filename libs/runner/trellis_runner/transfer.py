@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from trellis_kit import logs
 from trellis_wire.objects import Buffer, ObjectError, ObjectSource, Tree, verify_object
 from trellis_wire.pb.appio import appio_pb2
 
@@ -20,11 +21,12 @@ INLINE_PARCEL: Final = 1024 * 1024
 
 
 class Transfer:
-    """The object calls of either AppIO stub, with the token of one piece of work."""
+    """The object calls of either AppIO stub, with the token of one piece of work and a request id for all its calls."""
 
     def __init__(self, stub: Any, token: str) -> None:
         self.stub = stub
-        self.metadata = ((TOKEN, token),)
+        self.request_id = logs.request_id()
+        self.metadata = ((TOKEN, token), (logs.REQUEST_ID, self.request_id))
 
     async def fetch(self, parcel: appio_pb2.Parcel) -> tuple[Tree, dict[str, Buffer]]:
         """A parcel's tree and the contents of all its objects, verified. ObjectError."""

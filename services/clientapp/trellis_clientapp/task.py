@@ -50,7 +50,9 @@ class TaskHost:
 
     async def run(self) -> None:
         """Until the SuperNode has the reply; the guest's end and its last log lines are not waited for."""
-        with logs.bound(run_id=self._work.run.run_id, node_id=self._work.run.node_id):
+        run, message_id = self._work.run, self._work.instruction.tree.object_id
+        ids = {"run_id": run.run_id, "node_id": run.node_id, "message_id": message_id}
+        with logs.bound(**ids, request_id=self._transfer.request_id):
             pushed_logs = LogPush(self._stub, self._metadata)
             working = asyncio.create_task(self._work_and_finish(pushed_logs))
             stopped = asyncio.create_task(self._stopped.wait())
@@ -160,10 +162,12 @@ class TaskHost:
             while True:
                 response = await persist(lambda: self._stub.FinishTask(request, metadata=self._metadata))
                 if not response.missing_objects:
-                    return
+                    break
                 await self._transfer.push(sources, response.missing_objects)
         except grpc.aio.AioRpcError as error:
             _log.warning("The SuperNode does not want this reply any more: %s", error.details())
+            return
+        _log.info("Answered")
 
     def stop(self) -> None:
         """End the guest now."""

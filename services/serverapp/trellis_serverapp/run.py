@@ -57,7 +57,7 @@ class RunHost:
 
     async def run(self) -> None:
         """Until the SuperLink knows how the run ended (or that nobody wants to know any more)."""
-        with logs.bound(run_id=self._run.run_id):
+        with logs.bound(run_id=self._run.run_id, request_id=self._transfer.request_id):
             pushed_logs = LogPush(self._stub, self._metadata)
             self._confirmations = Confirmations(self._stub, self._metadata)
             hosting = asyncio.create_task(self._result(pushed_logs))

@@ -162,7 +162,8 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
             return appio_pb2.FinishTaskResponse()  # told before, or its run is over: nothing is left to be done
         self._app_logs.remember(token, task.handed, task.metadata)
         missing: list[str] = []
-        with logs.bound(run_id=task.run_id, message_id=task.message_id):
+        ids = {"run_id": task.run_id, "message_id": task.message_id}
+        with logs.bound(**ids, request_id=logs.request_id(_header(context, logs.REQUEST_ID))):
             try:
                 missing = await self._node.finish_task(task, request)
             except ObjectError as error:

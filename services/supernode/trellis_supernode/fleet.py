@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
+from trellis_kit import logs
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.retry import Backoff
 from trellis_wire.identity import public_pem, sign_headers_grpc
@@ -98,6 +99,10 @@ class FleetClient:
         if wait_to_be_let_in:
             await self._joined.wait()
             request.node.node_id = self.node_id
+        with logs.bound(request_id=logs.request_id()):
+            return await self._until_answered(method, request, timeout, wait_to_be_let_in)
+
+    async def _until_answered(self, method: str, request: Any, timeout: float | None, wait_to_be_let_in: bool) -> Any:
         backoff, tries, since = Backoff(initial=0.1, cap=5.0), 0, time.monotonic()
         while True:
             try:
@@ -121,13 +126,13 @@ class FleetClient:
                 if not self.reachable:
                     _log.info("The SuperLink answers")
                 self.reachable = True
+                _log.debug("%s answered", method)
                 return answer
             await backoff.wait()
 
     async def _once(self, method: str, request: Any, timeout: float | None) -> Any:
-        call = getattr(self._stub, method)(
-            request, metadata=(*sign_headers_grpc(self._key), CAPABILITIES), timeout=timeout
-        )
+        metadata = (*sign_headers_grpc(self._key), CAPABILITIES, (logs.REQUEST_ID, logs.request_id()))
+        call = getattr(self._stub, method)(request, metadata=metadata, timeout=timeout)
         answer = await call
         if method == "PullMessages":
             announced = dict(await call.initial_metadata())

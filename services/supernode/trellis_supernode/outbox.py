@@ -109,7 +109,7 @@ class Outbox:
             try:
                 answer = await self._fleet.push(message, tree, reply.runtime, self._inline(reply.run_id, tree))
                 if await self._push_objects(reply.run_id, answer):
-                    _log.debug("Reply delivered")
+                    _log.info("Reply delivered")
                     return
                 problem = "it does not take every object of it"
             except Refused as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 from trellis_kit import logs
+from trellis_wire.identity import NodeCredential, verify_grpc
 
 from trellis_superlink.edges.errors import ANSWERS, Answer, EdgeError, translate
 from trellis_superlink.metrics import Metrics
@@ -94,6 +94,9 @@ class Exchange(Protocol):
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """Headers, named as gRPC names them."""
 
+    def credential(self) -> NodeCredential:
+        """The key that the caller has proved to hold. SignatureProblem."""
+
     async def read(self) -> bytes | None:
         """The next message as it came, None at the end of the stream."""
 
@@ -118,7 +121,7 @@ class Call:
         self.peer = exchange.peer()
         self.metadata = exchange.metadata()
         self._headers = dict(self.metadata)
-        self.request_id = secrets.token_hex(6)
+        self.request_id = logs.request_id(self.header(logs.REQUEST_ID))
         self.received = 0
         self.sent = 0
         self.note(request_id=self.request_id, peer=self.peer, client=self.client or None)
@@ -139,6 +142,10 @@ class Call:
     def client(self) -> str:
         """The caller's program and version as it says, for the log."""
         return f"{self.header(_COMPONENT_NAME)} {self.header(PACKAGE_VERSION)}".strip()
+
+    def credential(self) -> NodeCredential:
+        """The key of the SuperNode that calls. SignatureProblem."""
+        return self._exchange.credential()
 
     def note(self, **ids: object) -> None:
         """Put ids into each log line of this call from now on."""
@@ -182,7 +189,7 @@ class Call:
 
 def malformed(kind: str, size: int) -> EdgeError:
     """What a peer is told whose bytes are not the message that the rpc takes."""
-    return EdgeError(StatusCode.INVALID_ARGUMENT, f"The {size} bytes sent are no {kind}: malformed or cut off.")
+    return EdgeError(StatusCode.INVALID_ARGUMENT, f"The {size} bytes sent are no {kind}: malformed or cut off.", 1003)
 
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -193,7 +200,8 @@ class Service:
     """A service of the protocol: its handlers, and how it answers what goes wrong.
 
     `unserved` says why a method of this service is not there. `unexpected` is the status after an error of ours;
-    `details` turns an error into gRPC's details (command lines of some releases want JSON).
+    `details` turns an error into gRPC's details (command lines of some releases want JSON). `known`: methods that the
+    protocol has besides.
     """
 
     name: str
@@ -203,6 +211,12 @@ class Service:
     answers: Mapping[type[Exception], Answer] = field(default_factory=lambda: ANSWERS)
     unexpected: Callable[[str], StatusCode] = lambda _method: StatusCode.INTERNAL
     details: Callable[[Call, EdgeError], str] = lambda _call, error: error.text
+    known: frozenset[str] = frozenset()
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """All that the protocol has, served or not."""
+        return self.known | self.handlers.keys()
 
 
 class Dispatcher:
@@ -267,6 +281,9 @@ class _GrpcExchange:
 
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         return tuple(self._context.invocation_metadata() or ())
+
+    def credential(self) -> NodeCredential:
+        return verify_grpc(self.metadata())
 
     async def read(self) -> bytes | None:
         data = await self._context.read()
