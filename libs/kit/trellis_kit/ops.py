@@ -17,6 +17,7 @@ from trellis_kit.lifecycle import Fatal
 _log = logging.getLogger(__name__)
 
 Ready = Callable[[], Awaitable[str | None]]
+Refresh = Callable[[], Awaitable[None]]
 
 _LAST_ANSWERS: Final = 1  # seconds that requests under way get when the port closes
 
@@ -45,13 +46,17 @@ def _listen(address: str) -> socket.socket:
 class OpsServer:
     """Answers at host:port until stopped; does nothing where the address is None.
 
-    `ready` tells why the service is not ready, or None when it is; `registry` holds the metrics.
+    `ready` tells why the service is not ready, or None when it is; `registry` holds the metrics, and `refresh` brings
+    those up to date that count what is there.
     """
 
-    def __init__(self, address: str | None, ready: Ready, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, address: str | None, ready: Ready, registry: CollectorRegistry, refresh: Refresh | None = None
+    ) -> None:
         self._address = address
         self._ready = ready
         self._registry = registry
+        self._refresh = refresh
         self.bound: str | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -95,5 +100,13 @@ class OpsServer:
             problem = await self._ready()
             return (200, plain, b"ready\n") if problem is None else (503, plain, f"{problem}\n".encode())
         if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._registry)
+            return 200, CONTENT_TYPE_LATEST.encode(), await self._metrics()
         return 404, plain, b"There are /livez, /readyz and /metrics.\n"
+
+    async def _metrics(self) -> bytes:
+        if self._refresh is not None:
+            try:
+                await self._refresh()
+            except Exception as error:  # counters are worth having above all when the database is in trouble
+                _log.warning("Some metrics are not up to date: %s", error)
+        return generate_latest(self._registry)

@@ -46,15 +46,18 @@ class Layout:
     """What a federation consists of.
 
     `supernodes` names the release of each: `TRELLIS` or a stock version such as "1.24.0"; its place in the list is its
-    `partition-id`. `guest` is the flwr that hosts apps on our executors. The `via_*` addresses (host:port) put
-    something between two roles, a proxy for example: who connects goes there. `under` starts roles, by name, under
-    another program (`{"superlink": ("strace", "-D", ...)}`), which has to become the role or pass signals on to it.
+    `partition-id`. Apps are hosted on our executors by the interpreter `guest_python`, which has flwr and what the app
+    imports; without it by flwr `guest` in an environment of its own. The `via_*` addresses (host:port) put something
+    between two roles, a proxy for example: who connects goes there. `under` starts roles, by name, under another
+    program (`{"superlink": ("strace", "-D", ...)}`), which has to become the role or pass signals on to it.
     """
 
     supernodes: Sequence[str] = (TRELLIS, TRELLIS)
     guest: str = "1.41.0"
+    guest_python: Path | None = None
     isolation: kit.Isolation = "process"
     superlink_flags: tuple[str, ...] = ()
+    supernode_flags: tuple[str, ...] = ()
     via_fleet: str | None = None
     via_serverappio: str | None = None
     via_clientappio: str | None = None  # of the first SuperNode of ours, which is then the only one
@@ -131,7 +134,8 @@ class ProcessFederation(Federation):
                     StockFlwr(release),
                     name,
                     directory,
-                    superlink=layout.via_fleet or self.addresses.fleet,
+                    fleet=layout.via_fleet or self.addresses.fleet,
+                    http=self.addresses.http,
                     port=kit.free_ports(1)[0],
                     node_config=f"partition-id={index} num-partitions={len(layout.supernodes)}",
                 )
@@ -149,12 +153,12 @@ class ProcessFederation(Federation):
         return kit.Plan(
             directory=self._directory,
             addresses=self.addresses,
-            guest_python=StockFlwr(layout.guest).ensure().python,
+            guest_python=layout.guest_python or StockFlwr(layout.guest).ensure().python,
             isolation=layout.isolation,
             env=clean_environment(self._directory / "home", Path(sys.executable).parent),
             partitions=len(layout.supernodes),
             superlink_flags=("--insecure", *layout.superlink_flags),
-            supernode_flags=("--insecure", *via("--superlink", layout.via_fleet)),
+            supernode_flags=("--insecure", *layout.supernode_flags, *via("--superlink", layout.via_fleet)),
             serverapp_flags=("--insecure", *via("--serverappio-api-address", layout.via_serverappio)),
             clientapp_flags=("--insecure", *via("--clientappio-api-address", layout.via_clientappio)),
         )

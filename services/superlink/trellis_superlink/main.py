@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -66,7 +65,7 @@ class SuperLink:
         self._servers = [self.appio, self.fleet, self.control]
         if settings.health_server_address is not None:
             self._servers.append(GrpcServer("health", settings.health_server_address, None))
-        self.ops = OpsServer(settings.ops_address, self.ready, self.metrics.registry)
+        self.ops = OpsServer(settings.ops_address, self.ready, self.metrics.registry, self.gauge)
         self._isolation: Isolation | None = None
         self._secrets: TemporaryDirectory[str] | None = None
 
@@ -117,14 +116,8 @@ class SuperLink:
             argv += ["--join-token-file", str(path)]
         return argv
 
-    async def watch(self) -> None:
-        """Keeps the gauges; ends with its task."""
-        while True:
-            await self.gauge()
-            await asyncio.sleep(5)
-
     async def gauge(self) -> None:
-        """Takes a look at the core."""
+        """Sets the gauges to what the core counts now."""
         counts = await self.core.counts()
         for status, count in counts.runs.items():
             self.metrics.runs.labels(status).set(count)
@@ -177,14 +170,10 @@ async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
     try:
         link = SuperLink(settings, core)
         await link.start()
-        gauges = asyncio.create_task(link.watch())
         _log.info("The SuperLink is ready")
         try:
             await stop.wait()
         finally:
-            gauges.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await gauges
             await link.stop(max(0.5, stop.remaining() - 1.0))
     finally:
         await core.close()

@@ -7,7 +7,7 @@ import http.client
 from collections.abc import AsyncIterator
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.ops import OpsServer
 
@@ -21,12 +21,19 @@ class Service:
         self.asked = asyncio.Event()
         self.registry = CollectorRegistry()
         self.things = Counter("things", "What passed", registry=self.registry)
+        self.here = Gauge("here", "What is there", registry=self.registry)
+        self.count: int | None = 0
 
     async def ready(self) -> str | None:
         self.asked.set()
         if self.hold is not None:
             await self.hold.wait()
         return self.problem
+
+    async def refresh(self) -> None:
+        if self.count is None:
+            raise OSError("The database is locked.")
+        self.here.set(self.count)
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def service() -> Service:
 
 @pytest.fixture
 async def server(service: Service) -> AsyncIterator[OpsServer]:
-    server = OpsServer("127.0.0.1:0", service.ready, service.registry)
+    server = OpsServer("127.0.0.1:0", service.ready, service.registry, service.refresh)
     await server.start()
     yield server
     await server.stop()
@@ -69,6 +76,17 @@ async def test_what_it_answers(server: OpsServer, service: Service) -> None:
     _, kind, metrics = await ask(server, "/metrics")
     assert kind.startswith("text/plain; version=")
     assert "things_total 3.0" in metrics
+
+
+async def test_metrics_are_of_now_and_outlast_trouble(server: OpsServer, service: Service) -> None:
+    service.count = 7
+    assert "here 7.0" in (await ask(server, "/metrics"))[2]
+    service.count = 8
+    assert "here 8.0" in (await ask(server, "/metrics"))[2]
+    service.count = None
+    service.things.inc()
+    status, _, metrics = await ask(server, "/metrics")
+    assert (status, "things_total 1.0" in metrics) == (200, True)
 
 
 async def test_what_it_refuses(server: OpsServer) -> None:
