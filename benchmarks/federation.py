@@ -158,7 +158,7 @@ def _superlink(setup: Setup, folder: Path, started: list[Process]) -> Federation
     options = ["--insecure", "--database", database]
     if release == TRELLIS:
         options += _addresses(appio, fleet, control)
-        options += ["--isolation", "process", "--storage-dir", str(folder / "superlink" / "objects")]
+        options += ["--port", "0", "--isolation", "process", "--storage-dir", str(folder / "superlink" / "objects")]
         ports = [fleet, control, appio]
         program = [_program("trellis-superlink", None)]
     else:

@@ -58,7 +58,8 @@ async def test_a_stopped_run_frees_its_executor(digits: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("release", "app"), [("1.20.0", "legacy"), ("1.24.0", "digits"), ("1.33.0", "digits"), ("1.38.0", "digits")]
+    ("release", "app"),
+    [("1.20.0", "legacy"), *((release, "digits") for release in ("1.24.0", "1.33.0", "1.38.0", "1.41.0"))],
 )
 async def test_stock_supernodes_train(release: str, app: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     layout = Layout(supernodes=(release, release), guest="1.24.0")
@@ -70,10 +71,11 @@ async def test_own_and_stock_supernodes_in_one_run(digits: Path, tmp_path: Path)
     assert_learned(await trained(layout, digits, tmp_path, rounds=5), rounds=5)  # four parts learn more slowly than two
 
 
-@pytest.mark.parametrize("release", ["1.24.0", "1.33.0", "1.36.0"])
+@pytest.mark.parametrize("release", ["1.24.0", "1.33.0", "1.36.0", "1.41.0"])
 async def test_stock_command_lines_drive_it(release: str, digits: Path, tmp_path: Path) -> None:
     async with ProcessFederation(Layout(), tmp_path) as federation:
-        cli = StockCli(StockFlwr(release), tmp_path / "cli", control=federation.control.address)
+        at = federation.addresses
+        cli = StockCli(StockFlwr(release), tmp_path / "cli", control=at.control, http=at.http)
         run = await cli.run(digits, "--run-config", f"num-server-rounds={ROUNDS} min-sites=2")
         assert run.code == 0, run.output
         assert accuracies(run.output)[-1] >= GOOD

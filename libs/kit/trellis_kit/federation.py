@@ -75,23 +75,24 @@ class Addresses:
     serverappio: str
     fleet: str
     control: str
+    http: str
     clientappio: tuple[str, ...]  # one per SuperNode
 
     @classmethod
     def stock(cls, supernodes: int, host: str = "127.0.0.1") -> "Addresses":
-        """The ports everybody knows: 9091, 9092, 9093, and from 9094 on one per SuperNode."""
+        """The ports everybody knows: 9091, 9092, 9093, 8000, and from 9094 on one per SuperNode."""
         nodes = tuple(f"{host}:{9094 + index}" for index in range(supernodes))
-        return cls(f"{host}:9091", f"{host}:9092", f"{host}:9093", nodes)
+        return cls(f"{host}:9091", f"{host}:9092", f"{host}:9093", f"{host}:8000", nodes)
 
     @classmethod
     def free(cls, supernodes: int, host: str = "127.0.0.1") -> "Addresses":
         """Ports that nobody uses now."""
-        serverappio, fleet, control, *nodes = (f"{host}:{port}" for port in free_ports(3 + supernodes, host))
-        return cls(serverappio, fleet, control, tuple(nodes))
+        serverappio, fleet, control, http, *nodes = (f"{host}:{port}" for port in free_ports(4 + supernodes, host))
+        return cls(serverappio, fleet, control, http, tuple(nodes))
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (self.serverappio, self.fleet, self.control, *self.clientappio)
+        return (self.serverappio, self.fleet, self.control, self.http, *self.clientappio)
 
 
 class Role:
@@ -276,7 +277,8 @@ def _roles(plan: Plan) -> Iterator[Role]:
 
     def superlink() -> Iterator[str]:
         yield from ("--serverappio-api-address", at.serverappio, "--fleet-api-address", at.fleet)
-        yield from ("--control-api-address", at.control)
+        http_host, _, http_port = at.http.rpartition(":")
+        yield from ("--control-api-address", at.control, "--host", http_host, "--port", http_port)
         yield from ("--database", str(plan.directory / "superlink" / "superlink.db"))
         yield from ("--storage-dir", str(plan.directory / "superlink" / "objects"))
         yield from ("--isolation", plan.isolation, *host_guest, *plan.superlink_flags)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from trellis_kit import federation as kit
 from trellis_wire.config import Scalar
@@ -85,7 +85,7 @@ class Federation(ABC):
     def __getitem__(self, name: str) -> Peer:
         return self.roles[name]
 
-    async def __aenter__(self) -> "Federation":
+    async def __aenter__(self) -> Self:
         try:
             await self.start()
         except BaseException:

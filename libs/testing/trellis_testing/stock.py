@@ -21,9 +21,15 @@ _FLEET_OVER_HTTP = (1, 40)
 _CONFIG_TOML = (1, 26)  # the command line reads $FLWR_HOME/config.toml instead of the app's pyproject.toml
 
 
-def supernode(release: StockFlwr, name: str, directory: Path, *, superlink: str, port: int, node_config: str) -> Role:
-    """A stock SuperNode that starts its ClientApps itself; `port` is that of its own API, on 127.0.0.1."""
+def supernode(
+    release: StockFlwr, name: str, directory: Path, *, fleet: str, http: str, port: int, node_config: str
+) -> Role:
+    """A stock SuperNode that starts its ClientApps itself; `port` is that of its own API, on 127.0.0.1.
+
+    It joins the SuperLink at `fleet` (gRPC) or `http`, host:port, whichever its release speaks.
+    """
     release.ensure()
+    superlink = http if release.minor >= _FLEET_OVER_HTTP else fleet
     if release.minor >= _RUNTIME_OVER_HTTP:
         own = ["--host", "127.0.0.1", "--port", str(port)]
     else:
@@ -71,16 +77,15 @@ class Finished:
 
 
 class StockCli:
-    """The stock `flwr` command, connected to one SuperLink; `flwr` 1.36 and earlier speak gRPC."""
+    """The stock `flwr` command, connected to the SuperLink at `control` (gRPC) or `http`, host:port, whichever its
+    release speaks."""
 
-    def __init__(self, release: StockFlwr, directory: Path, *, control: str) -> None:
-        if release.minor >= _CONTROL_OVER_HTTP:
-            raise ValueError(f"The command line of {release.version} speaks HTTP; use a release before 1.37")
+    def __init__(self, release: StockFlwr, directory: Path, *, control: str, http: str) -> None:
         self._release = release.ensure()
         self._home = directory / f"cli-{release.version}"
         self._env = clean_environment(self._home, release.path / "bin")
-        self._control = control
-        connection = f'address = "{control}"\ninsecure = true\n'
+        address = http if release.minor >= _CONTROL_OVER_HTTP else control
+        connection = f'address = "{address}"\ninsecure = true\n'
         self._section = f"\n[tool.flwr.federations]\ndefault = 'here'\n[tool.flwr.federations.here]\n{connection}"
         if release.minor >= _CONFIG_TOML:
             config = Path(self._env["FLWR_HOME"]) / "config.toml"

@@ -30,6 +30,8 @@ class SuperLinkSettings(Settings):
         description="Where command lines connect",
         json_schema_extra={"flags": ["--exec-api-address"]},
     )
+    host: str = Field("0.0.0.0", description="Where SuperNodes from 1.40 and `flwr` from 1.37 connect")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP edge; 0 takes a free one")
     health_server_address: Address | None = Field(
         None, description="A port of its own for gRPC health checks; each other port answers them too"
     )
@@ -108,8 +110,6 @@ STOCK_FLAGS = (
     _valued("--log-rotation-interval-hours", note=_LOG_FILE),
     _valued("--log-rotation-backup-count", note=_LOG_FILE),
     _valued("--superexec-auth-secret-file", note="executors show the token of --join-token-file."),
-    _valued("--host", note="the HTTP edge is not served yet; gRPC ports are set by --fleet-api-address and the like."),
-    _valued("--port", note="the HTTP edge is not served yet; gRPC ports are set by --fleet-api-address and the like."),
-    _switch("--enable-http-api", note="the HTTP edge is not served yet."),
-    _switch("--disable-grpc-api", note="gRPC is what is served here."),
+    _switch("--enable-http-api", note="the HTTP edge is always served."),
+    _switch("--disable-grpc-api", note="gRPC is always served beside HTTP."),
 )

@@ -24,6 +24,11 @@ from trellis_superlink.metrics import Metrics
 
 T = TypeVar("T")
 
+CONTROL, EXEC = "flwr.proto.Control", "flwr.proto.Exec"
+
+MAX_REQUEST = 12 * 1024 * 1024
+"""Bytes of one request over HTTP: a FAB of 10 MiB, the largest there is, with room to spare."""
+
 LOG_ITEM = 1024 * 1024
 """Characters of log in one item of a stream."""
 FIRST_ITEM = 4 * LOG_ITEM
@@ -97,8 +102,8 @@ class Control:
             "ShowFederation": self.show_federation,
         }
         return (
-            Service("flwr.proto.Control", "control", control, unserved=_unserved, details=_details),
-            Service("flwr.proto.Exec", "control", shared, unserved=_unserved, details=_details),
+            Service(CONTROL, "control", control, unserved=_unserved, details=_details, known=frozenset(_UNSERVED)),
+            Service(EXEC, "control", shared, unserved=_unserved, details=_details),
         )
 
     # ---- runs ------------------------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
 FLEET_ANSWERS: Mapping[type[Exception], Answer] = {
     **ANSWERS,
     core.Forbidden: Answer(StatusCode.FAILED_PRECONDITION),
+    core.RunOver: Answer(StatusCode.PERMISSION_DENIED, 2007),
 }
 
 

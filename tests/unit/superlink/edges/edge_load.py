@@ -63,7 +63,7 @@ class Process:
 
 @asynccontextmanager
 async def superlink(folder: Path) -> AsyncIterator[Process]:
-    ports = [f"--{name}-api-address=127.0.0.1:0" for name in ("serverappio", "fleet", "control")]
+    ports = [f"--{name}-api-address=127.0.0.1:0" for name in ("serverappio", "fleet", "control")] + ["--port=0"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "trellis_superlink.main", "--insecure", "--log-format", "json"),
         *(*ports, "--database", str(folder / "superlink.db")),

@@ -356,6 +356,8 @@ class Network:
 def settings(folder: Path, **changes: Any) -> SuperLinkSettings:
     values: dict[str, Any] = {
         "insecure": True,
+        "host": "127.0.0.1",
+        "port": 0,
         "serverappio_api_address": "127.0.0.1:0",
         "fleet_api_address": "127.0.0.1:0",
         "control_api_address": "127.0.0.1:0",

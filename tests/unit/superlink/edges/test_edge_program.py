@@ -24,7 +24,7 @@ from trellis_wire.pb.edge import control_pb2
 from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
 from trellis_wire.pb.edge.fleet_pb2_grpc import FleetStub
 
-PORTS = [f"--{name}-api-address=127.0.0.1:0" for name in ("serverappio", "fleet", "control")]
+PORTS = [f"--{name}-api-address=127.0.0.1:0" for name in ("serverappio", "fleet", "control")] + ["--port=0"]
 
 
 async def run(*argv: str) -> Process:
@@ -85,6 +85,39 @@ async def test_what_it_does_not_start_with(argv: list[str], told: str) -> None:
     assert process.returncode == 2
     assert told in errors.decode()
     assert "Traceback" not in errors.decode()
+
+
+async def test_a_database_or_folder_that_it_cannot_use_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no database " * 500)
+    for database, storage, told in (
+        ("file", "objects", "file is no database of Trellis"),
+        ("file/db", "objects", "file: "),
+        ("db", "file/objects", "file/objects: Not a directory"),
+    ):
+        argv = ["--insecure", "--database", str(tmp_path / database), "--storage-dir", str(tmp_path / storage)]
+        process = await run(*PORTS, *argv)
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 1
+        assert told in errors.decode()
+        assert "Traceback" not in errors.decode()
+
+
+async def test_a_second_one_on_a_port_or_a_database_is_told_so(tmp_path: Path) -> None:
+    argv = ["--insecure", "--database", str(tmp_path / "db")]
+    process, addresses = await started(*argv)
+    try:
+        second = await run(*PORTS, *argv)
+        _, errors = await asyncio.wait_for(second.communicate(), 30)
+        assert (second.returncode, f"another SuperLink uses {tmp_path / 'db'}" in errors.decode()) == (1, True)
+        taken = ["--insecure", "--database", str(tmp_path / "other"), "--control-api-address", addresses["control"]]
+        third = await run("--log-format", "json", *PORTS, *taken)
+        _, errors = await asyncio.wait_for(third.communicate(), 30)
+        assert third.returncode == 2
+        said = [json.loads(line)["message"] for line in errors.decode().splitlines()]  # and nothing else
+        assert "Cannot listen" in said[-1]
+    finally:
+        process.terminate()
+        await process.communicate()
 
 
 async def test_tls_on_fleet_and_control(tmp_path: Path) -> None:

@@ -1,0 +1,276 @@
+"""The HTTP edge: Control for command lines from 1.37 on, Fleet for SuperNodes from 1.40 on (WIRE.md 4).
+
+POST /v1/<surface>/<rpc-in-kebab-case> with a protobuf body. The handlers, rules and errors are those of the gRPC edges:
+here is only how a call travels. `/v1` is plain ASGI below FastAPI, so that a body stays on the peer's side of the
+connection until its handler takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import FastAPI, Response
+from grpc import StatusCode
+from trellis_wire.identity import NodeCredential, verify_http
+
+from trellis_superlink.edges import control, fleet
+from trellis_superlink.edges.errors import EdgeError
+from trellis_superlink.edges.rpc import Call, Dispatcher, Service
+from trellis_superlink.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+PROTOBUF: Final = "application/protobuf"
+STREAM: Final = "application/flower-protobuf-stream"
+
+PAUSE: Final = 20.0
+"""Seconds without a byte after which a body is given up; clients give up a write after 30."""
+LEAST_RATE: Final = 16 * 1024
+"""Bytes per second that a body comes at on average, once it takes longer than PAUSE."""
+
+STATUSES: Mapping[StatusCode, int] = {
+    StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.UNAUTHENTICATED: 401,
+    StatusCode.PERMISSION_DENIED: 403,
+    StatusCode.NOT_FOUND: 404,
+    StatusCode.ALREADY_EXISTS: 409,
+    StatusCode.FAILED_PRECONDITION: 412,
+    StatusCode.RESOURCE_EXHAUSTED: 413,
+    StatusCode.DEADLINE_EXCEEDED: 408,
+    StatusCode.INTERNAL: 500,
+    StatusCode.UNIMPLEMENTED: 501,
+    StatusCode.UNAVAILABLE: 503,
+}
+"""HTTP statuses of gRPC's (Flower 1.33-1.42); anything else is 500."""
+
+CODES: Mapping[int, int] = {1002: 415}
+"""Where an error's code says more than its gRPC status (Flower 1.33-1.42)."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What is served below /v1/<path>. `limit`: bytes of a request. `streams`: rpcs that answer with many messages.
+
+    `absent`: methods of the service that never were here. `unauthenticated` is what peers expect as the detail of a
+    401, `challenge` its WWW-Authenticate. `private`: rpcs whose answers nobody may keep.
+    """
+
+    path: str
+    service: Service
+    limit: int
+    unauthenticated: str
+    challenge: str | None = None
+    streams: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
+    private: frozenset[str] = frozenset()
+
+
+def fleet_over_http(service: Service) -> Surface:
+    """Fleet from 1.40 on: without the life cycle of 1.20-1.22."""
+    return Surface(
+        "fleet",
+        service,
+        fleet.MAX_REQUEST,
+        unauthenticated="Invalid SuperNode authentication",
+        absent=frozenset({"CreateNode", "DeleteNode"}),
+    )
+
+
+def control_over_http(service: Service) -> Surface:
+    """Control from 1.37 on."""
+    return Surface(
+        "control",
+        service,
+        control.MAX_REQUEST,
+        unauthenticated="Not authenticated",
+        challenge="Bearer",
+        streams=frozenset({"StreamLogs", "StreamRunEvents"}),
+        private=frozenset({"GetLoginDetails", "GetAuthTokens", "RefreshAuthTokens", "BeginConnectorOAuth"}),
+    )
+
+
+def application(surfaces: tuple[Surface, ...], metrics: Metrics) -> FastAPI:
+    """The whole edge."""
+    app = FastAPI(title="Trellis SuperLink", openapi_url=None)
+
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    async def health() -> Response:
+        return Response()
+
+    app.mount("/v1", _Edge(surfaces, metrics))
+    return app
+
+
+def kebab(method: str) -> str:
+    """PullMessages -> pull-messages."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", method).lower()
+
+
+class _Edge:
+    """The ASGI application below /v1."""
+
+    def __init__(self, surfaces: tuple[Surface, ...], metrics: Metrics) -> None:
+        self._dispatcher = Dispatcher(metrics)
+        self._routes = {
+            f"/v1/{surface.path}/{kebab(method)}": (surface, method)
+            for surface in surfaces
+            for method in surface.service.methods - surface.absent
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        route = self._routes.get(scope["path"])
+        if route is None:
+            await _plain(send, 404, "There is no such endpoint.")
+        elif scope["method"] != "POST":
+            await _plain(send, 405, "Only POST is served here.")
+        else:
+            surface, method = route
+            exchange = HttpExchange(scope, receive, send, surface, method)
+            await exchange.during(self._dispatcher.serve(surface.service, method, exchange))
+
+
+async def _plain(send: Send, status: int, detail: str) -> None:
+    """An answer to what is no call at all."""
+    body = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class HttpExchange:
+    """One request and its answer, as the dispatcher sees it."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, surface: Surface, method: str) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._surface = surface
+        self._method = method
+        self._streams = method in surface.streams
+        self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self._announced: list[tuple[bytes, bytes]] = []
+        self._taken = asyncio.Event()  # the body is here, so what comes next can only be the peer's leaving
+        self._begun = False
+        self._ended = False
+
+    # ---- what the dispatcher asks for
+
+    def peer(self) -> str:
+        host, port = self._scope.get("client") or ("unknown", 0)
+        return f"http:{host}:{port}"
+
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return tuple(self._headers.items())
+
+    def credential(self) -> NodeCredential:
+        return verify_http(self._headers)
+
+    async def read(self) -> bytes | None:
+        """The body, once. EdgeError."""
+        if self._taken.is_set():
+            return None
+        kind = self._headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != PROTOBUF:
+            raise EdgeError(StatusCode.INVALID_ARGUMENT, f"Unsupported Content-Type. Send {PROTOBUF}.", 1002)
+        self._check_size(int(self._headers.get("content-length", "0")))  # the server has looked at its form
+        parts: list[bytes] = []
+        size, began = 0, time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(PAUSE):
+                    event = await self._receive()
+            except TimeoutError as error:
+                raise EdgeError(StatusCode.DEADLINE_EXCEEDED, f"No byte of the body came for {PAUSE:g} s.") from error
+            if event["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            parts.append(event.get("body", b""))
+            size += len(parts[-1])
+            self._check_size(size)
+            if not event.get("more_body", False):
+                break
+            if (took := time.monotonic() - began) > PAUSE and size < took * LEAST_RATE:
+                raise EdgeError(
+                    StatusCode.DEADLINE_EXCEEDED, f"The body comes at less than {LEAST_RATE:,} bytes per second."
+                )
+        self._taken.set()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._surface.limit:
+            raise EdgeError(StatusCode.RESOURCE_EXHAUSTED, f"A request has {self._surface.limit:,} bytes at most.")
+
+    async def write(self, data: bytes) -> None:
+        if self._streams:
+            await self._begin(200, [(b"content-type", STREAM.encode())])
+            await self._body(len(data).to_bytes(4, "big") + data, more=True)
+        else:
+            await self._answer(200, [(b"content-type", PROTOBUF.encode())], data)
+
+    async def announce(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._announced += [(name.encode(), value.encode()) for name, value in metadata]
+
+    async def refuse(self, service: Service, call: Call, problem: EdgeError) -> None:
+        """JSON with the code and text, unless the answer has begun: then the stream breaks off, and the peer comes
+        again."""
+        if self._begun:
+            raise problem
+        status = CODES.get(problem.code or 0) or STATUSES.get(problem.status, 500)
+        headers = [(b"content-type", b"application/json")]
+        told: dict[str, object] = {"detail": problem.text}
+        if problem.code is not None:
+            told = {"code": problem.code, "detail": problem.text}
+        elif status == 401:
+            told = {"detail": self._surface.unauthenticated}
+        if status == 401 and self._surface.challenge:
+            headers.append((b"www-authenticate", self._surface.challenge.encode()))
+        if not self._taken.is_set():
+            headers.append((b"connection", b"close"))  # what is left of the body is not worth reading
+        await self._answer(status, headers, json.dumps(told).encode())
+
+    # ---- how it goes on the wire
+
+    async def _answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        if self._method in self._surface.private:
+            headers = [*headers, (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
+        await self._begin(status, [*headers, (b"content-length", str(len(body)).encode())])
+        await self._body(body, more=False)
+
+    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if not self._begun:
+            self._begun = True
+            await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._announced]})
+
+    async def _body(self, data: bytes, *, more: bool) -> None:
+        self._ended = not more
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def during(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does the work, but no longer than the peer is there."""
+        serving = asyncio.create_task(work)
+        leaving = asyncio.create_task(self._left())
+        try:
+            await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done() and not serving.cancelled():
+                serving.result()
+                if not self._ended:  # the end of a stream
+                    await self._begin(200, [(b"content-type", STREAM.encode())])
+                    await self._body(b"", more=False)
+        finally:
+            for task in (serving, leaving):
+                task.cancel()
+            await asyncio.wait({serving, leaving})
+
+    async def _left(self) -> None:
+        await self._taken.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
