@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from trellis_superlink.core.principals import Principal
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.signals import log_topic
 from trellis_superlink.store.tables import log_cursors, logs
+
+_log = logging.getLogger(__name__)
 
 MAX_TEXT = 64 * 1024
 """Characters kept of one log line; the rest is cut with a note."""
@@ -48,6 +51,9 @@ class Logs:
     async def append(self, who: Principal, lines: Sequence[LogLine], sequence: int) -> None:
         """From the executor of a run; the batch `sequence` of its claim is stored once, however often it is sent."""
         run_id, claim = who.run, who.claim
+        for line in lines:
+            if len(line.text) > MAX_TEXT:
+                _log.warning("A log line was cut: it has %d characters", len(line.text))
 
         def write(tx: Tx) -> None:
             stored = tx.conn.scalar(select(log_cursors.c.sequence).where(log_cursors.c.claim == claim))

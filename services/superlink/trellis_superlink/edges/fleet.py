@@ -261,8 +261,10 @@ class Fleet:
     async def pull_object(self, call: Call) -> None:
         request = await call.request(fleet_pb2.PullObjectRequest)
         who = await self._node(call, request.node.node_id)
-        call.note(run_id=request.run_id)
+        call.note(run_id=request.run_id, object_id=request.object_id)
         found = await self._core.objects.find(who, request.run_id, request.object_id)
+        if found is None:
+            _log.warning("Object not handed out: no message that the node may see has it")
         if found is None or not found.available:
             await call.send(fleet_pb2.PullObjectResponse(object_found=found is not None, object_available=False))
             return
