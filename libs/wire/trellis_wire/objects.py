@@ -170,6 +170,8 @@ class PartVerifier:
         if self.received > self.size:
             raise ObjectError(f"The object {self.object_id} is larger than the {self.size} bytes announced for it.")
         self._digest.update(part)
+        if self.head is None and not self._prefix and _DIVIDER in bytes(part[:4096]):  # nearly always
+            self.head = parse_head(part[:4096], self.size)
         if self.head is None:
             start = bytes(part[: MAX_HEAD_BYTES - len(self._prefix)])
             self._prefix += start

@@ -26,6 +26,7 @@ from trellis_superlink.edges.control import Control
 from trellis_superlink.edges.credentials import Anybody, CredentialProvider, JoinToken
 from trellis_superlink.edges.fleet import Fleet, adapter_service
 from trellis_superlink.edges.flow import SERVER_OPTIONS, Flow
+from trellis_superlink.edges.parts import NodeObjects
 from trellis_superlink.edges.rpc import Drain, Router, Service
 from trellis_superlink.edges.serverappio import ServerAppIO
 from trellis_superlink.metrics import Metrics
@@ -60,7 +61,10 @@ class SuperLink:
         self.appio = self._server(
             "serverappio", settings.serverappio_api_address, None, (appio.service(), *stock_appio.services())
         )
-        self.fleet = self._server("fleet", settings.fleet_api_address, tls, (fleet.service(), adapter_service()))
+        objects = NodeObjects(core, flow)
+        self.fleet = self._server(
+            "fleet", settings.fleet_api_address, tls, (fleet.service(), objects.service(), adapter_service())
+        )
         self.control = self._server("control", settings.control_api_address, tls, control.services())
         self._servers = [self.appio, self.fleet, self.control]
         if settings.health_server_address is not None:

@@ -15,7 +15,7 @@ from trellis_superlink.core.logs import LogLine
 from trellis_superlink.core.principals import SUPERLINK_NODE_ID, Principal
 from trellis_superlink.core.runs import Outcome
 from trellis_superlink.core.service import Core
-from trellis_superlink.edges import convert
+from trellis_superlink.edges import convert, parts
 from trellis_superlink.edges.credentials import CredentialProvider, identify
 from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.flow import Flow
@@ -28,7 +28,6 @@ SERVICE = "trellis.appio.v1.ServerAppIO"
 TOKEN = "trellis-token"
 MAX_REQUEST = 32 * 1024 * 1024
 """Bytes of one request: many small messages may be pushed at once; objects come in parts of 1 MiB."""
-PART = 1024 * 1024
 
 SILENCE = 30.0
 """Seconds without a report after which an executor's stream is ended; it sends `alive` every 5 s."""
@@ -189,22 +188,7 @@ class ServerAppIO:
 
     async def push_objects(self, call: Call) -> None:
         who = await self._executor(call)
-        receiver = self._core.objects.receive(who, who.run)
-        try:
-            while True:
-                # One part of this stream is in memory at a time; over all streams the budget counts them.
-                async with self._flow.hold(PART, who.claim):
-                    data = await call.read()
-                    if data is None:
-                        break
-                    part = call.decode(appio_pb2.ObjectPart, data)
-                    del data
-                    await receiver.part(part.object_id, part.offset, part.size, part.data)
-            stored = await receiver.finish()
-        except BaseException:
-            await receiver.abort()
-            raise
-        await call.send(appio_pb2.PushObjectsResponse(stored=stored))
+        await parts.take(call, self._flow, who.claim, self._core.objects.receive(who, who.run))
 
     async def stream_replies(self, call: Call) -> None:
         who = await self._executor(call)
@@ -219,12 +203,8 @@ class ServerAppIO:
     async def pull_objects(self, call: Call) -> None:
         who = await self._executor(call)
         request = await call.request(appio_pb2.PullObjectsRequest)
-        async for part in self._core.objects.stream(who, who.run, list(request.object_ids)):
-            await call.send(
-                appio_pb2.ObjectPart(
-                    object_id=part.object_id, offset=part.offset, size=part.size, data=bytes(part.data)
-                )
-            )
+        objects = self._core.objects.stream(who, who.run, list(request.object_ids))
+        await parts.hand_out(call, self._flow, who.claim, objects)
 
     async def confirm_received(self, call: Call) -> None:
         who = await self._executor(call)

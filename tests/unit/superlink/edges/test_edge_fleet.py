@@ -127,7 +127,7 @@ async def test_our_capability_is_announced_to_our_node_only(net: Network, monkey
     monkeypatch.setattr(fleet_edge, "HOLD", 0.05)
     monkeypatch.setattr(fleet_edge, "HOLD_JITTER", 0.0)
     node = await net.node()
-    for extra, expected in (([("trellis-capabilities", "inline")], "inline"), ([], None)):
+    for extra, expected in (([("trellis-capabilities", "inline")], "inline,objects"), ([], None)):
         call = net.fleet.PullMessages(
             fleet_pb2.PullMessagesRequest(node=node.node), metadata=[*sign_headers_grpc(node.key), *extra]
         )
