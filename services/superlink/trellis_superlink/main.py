@@ -19,7 +19,7 @@ from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, split_address
 from trellis_kit.tls import ServerTls, server_tls
 
-from trellis_superlink.core.errors import TryAgainLater
+from trellis_superlink.core.errors import TryAgainLater, Unusable
 from trellis_superlink.core.service import Core, CoreConfig
 from trellis_superlink.edges import stock_appio
 from trellis_superlink.edges.control import Control
@@ -169,7 +169,7 @@ async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
     """One SuperLink from its start to its end."""
     try:
         core = await Core.open(core_config(settings))
-    except TryAgainLater as error:
+    except (TryAgainLater, Unusable) as error:
         raise Fatal(f"The database or its folder cannot be used: {error}", exit_code=EXIT_FAILED) from error
     try:
         link = SuperLink(settings, core)

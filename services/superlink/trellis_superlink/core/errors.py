@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trellis_superlink.store.errors import TryAgainLater as TryAgainLater
+from trellis_superlink.store.errors import Unusable as Unusable
 
 
 class CoreError(Exception):

@@ -22,6 +22,7 @@ from trellis_wire.objects import ObjectError, Tree, check_head, verify_object
 
 from trellis_superlink.core import trees
 from trellis_superlink.core.base import Ground
+from trellis_superlink.core.ledger import Ledger
 from trellis_superlink.core.letters import (
     COMPLETE,
     INSTRUCTION,
@@ -96,11 +97,12 @@ _AT_ONCE = 4  # replies read together; each may bring its whole allowance of sma
 
 
 class Mail:
-    def __init__(self, ground: Ground, letters: Letters, cache: TreeCache, nodes: Nodes) -> None:
+    def __init__(self, ground: Ground, letters: Letters, cache: TreeCache, nodes: Nodes, ledger: Ledger) -> None:
         self._ground = ground
         self._letters = letters
         self._cache = cache
         self._nodes = nodes
+        self._ledger = ledger
         self._held: dict[int, _Hold] = {}
 
     @property
@@ -179,7 +181,10 @@ class Mail:
                 self._letters.drop(tx, first.message_id)
             return Pushed([""], self._plant(tx, [parcel], now, runtime))
 
-        return await self._ground.db.write(push)
+        pushed = await self._ground.db.write(push)
+        if not any(pushed.refusals):
+            self._ledger.received(meta.run_id, _along(parcel))
+        return pushed
 
     def _known(self, conn: Connection, parcels: Sequence[Parcel]) -> dict[str, Row]:
         return {row.message_id: row for row in self._rows(conn, [parcel.tree.object_id for parcel in parcels])}
@@ -248,6 +253,8 @@ class Mail:
                         lambda tx: self._hand_out(tx, node_id, max(limit, 1), busy, inline)
                     )
                     if found:
+                        for parcel in found:
+                            self._ledger.sent(parcel.metadata.run_id, _along(parcel))
                         return found
                 left = ends - self._ground.clock()
                 if left <= 0 or not await hold.listener.wait(left) or hold.superseded:
@@ -424,6 +431,11 @@ class _Hold:
         self.listener.close()
         if self._holds.get(self._node_id) is self:
             del self._holds[self._node_id]
+
+
+def _along(parcel: Parcel) -> int:
+    """Bytes of the objects that travel with the message itself."""
+    return sum(map(len, parcel.objects.values()))
 
 
 def _small(conn: Connection, ids: Sequence[str], most: int) -> dict[str, bytes]:

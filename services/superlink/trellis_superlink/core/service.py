@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import Connection, func, select
 
@@ -28,8 +29,9 @@ from trellis_superlink.core.retention import Retention
 from trellis_superlink.core.runs import Runs, Status
 from trellis_superlink.core.treecache import TreeCache
 from trellis_superlink.store.database import Database, Tx
-from trellis_superlink.store.errors import TryAgainLater
+from trellis_superlink.store.errors import TryAgainLater, Unusable
 from trellis_superlink.store.files import Files
+from trellis_superlink.store.lock import take
 from trellis_superlink.store.signals import Signals
 from trellis_superlink.store.tables import artifacts, messages, objects, runs
 
@@ -73,9 +75,10 @@ class Core:
     """`core = await Core.open(config)`; then `core.runs`, `.nodes`, `.mail`, `.objects`, `.logs`, `.executors`,
     `.artifacts`; at the end `await core.close()`."""
 
-    def __init__(self, ground: Ground, config: CoreConfig, temporary: Path | None) -> None:
+    def __init__(self, ground: Ground, config: CoreConfig, temporary: Path | None, lock: BinaryIO) -> None:
         self._ground = ground
         self._temporary = temporary
+        self._lock = lock
         cache = TreeCache()
         self._letters = Letters(ground, cache)
         self._claims = Claims(ground)
@@ -84,7 +87,7 @@ class Core:
         self.runs = Runs(ground, self._letters, self._claims)
         self.nodes = Nodes(ground, self._letters.node_gone, open_registration=config.open_registration)
         self.objects = Objects(ground, self._letters, cache, self._ledger)
-        self.mail = Mail(ground, self._letters, cache, self.nodes)
+        self.mail = Mail(ground, self._letters, cache, self.nodes, self._ledger)
         self.executors = Executors(
             ground,
             self.runs,
@@ -104,20 +107,28 @@ class Core:
     @classmethod
     async def open(cls, config: CoreConfig, *, clock: Callable[[], float] = time.time) -> Core:
         """Opens storage, brings it to the newest layout, and picks up where the last process stopped. TryAgainLater
-        when the database is locked or the disk does not allow it."""
+        when the database is locked or the disk does not allow it, Unusable when only the operator can mend it."""
         temporary = Path(tempfile.mkdtemp(prefix="trellis-superlink-")) if config.database is None else None
         database = config.database if temporary is None else temporary / "superlink.db"
         assert database is not None
-        database.parent.mkdir(parents=True, exist_ok=True)
-        files = Files(config.storage_dir or database.with_name(database.name + ".objects"))
-        signals = Signals()
-        db = await Database.open(database, signals)
         try:
-            await asyncio.to_thread(files.sweep, await db.read(_locations))
-            core = cls(Ground(db, files, signals, Deadlines(clock), clock), config, temporary)
-            await core._load()
+            database.parent.mkdir(parents=True, exist_ok=True)
+            lock = take(database)
+            files = Files(config.storage_dir or database.with_name(database.name + ".objects"))
+        except OSError as error:
+            raise Unusable(f"{error.filename}: {error.strerror}") from error
+        signals = Signals()
+        try:
+            db = await Database.open(database, signals)
+            try:
+                await asyncio.to_thread(files.sweep, await db.read(_locations))
+                core = cls(Ground(db, files, signals, Deadlines(clock), clock), config, temporary, lock)
+                await core._load()
+            except BaseException:
+                await db.close()
+                raise
         except BaseException:
-            await db.close()
+            lock.close()
             raise
         return core
 
@@ -142,6 +153,7 @@ class Core:
         await self._ground.settle()
         await self._ground.db.close()
         self.objects.close()
+        self._lock.close()
         if self._temporary is not None:
             await asyncio.to_thread(shutil.rmtree, self._temporary, ignore_errors=True)
 

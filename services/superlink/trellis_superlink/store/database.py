@@ -8,6 +8,8 @@ but its transaction.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -18,11 +20,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
-from trellis_superlink.store.errors import TryAgainLater, passing
+from trellis_superlink.store.errors import TryAgainLater, Unusable, passing
 from trellis_superlink.store.migrate import migrate
 from trellis_superlink.store.signals import Signals
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -87,6 +92,9 @@ class Database:
 
     def __init__(self, path: Path, signals: Signals) -> None:
         self._signals = signals
+        self._path = path
+        self._inode: tuple[int, int] | None = None
+        self._gone = False
         self._loop = asyncio.get_running_loop()
         self._writing = _sqlite_engine(path, "BEGIN IMMEDIATE")
         self._reading = _sqlite_engine(path, "BEGIN")
@@ -99,14 +107,18 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path, signals: Signals) -> Database:
-        """TryAgainLater when the file is locked by another process or the disk is full."""
+        """TryAgainLater when the file is locked by another process or the disk is full, Unusable when it is no
+        database of ours."""
         database = cls(path, signals)
         try:
             await asyncio.to_thread(migrate, database._writing)
         except Exception as error:
             if passing(error):
                 raise TryAgainLater(f"database {path}: {_first_line(error)}") from error
+            if isinstance(error, DatabaseError):
+                raise Unusable(f"{path} is no database of Trellis: {_first_line(error)}") from error
             raise
+        database._inode = _inode(path)
         database._writer.start()
         return database
 
@@ -138,10 +150,23 @@ class Database:
 
     # ---- threads below
 
+    def _in_place(self) -> None:
+        """TryAgainLater when our file is no longer at its path: what is written to a deleted file goes with us."""
+        there = _inode(self._path) == self._inode
+        if not there and not self._gone:
+            _log.error(
+                "The database %s was deleted, moved or replaced while in use; nothing is taken until it is back",
+                self._path,
+            )
+        self._gone = not there
+        if not there:
+            raise TryAgainLater("The SuperLink's database was deleted, moved or replaced while in use.")
+
     def _read(self, fn: Callable[[Connection], T]) -> T:
         try:
             connection: Connection | None = getattr(self._local, "connection", None)
             if connection is None:
+                self._in_place()
                 connection = self._local.connection = self._reading.connect()
                 self._reader_connections.append(connection)
             with connection.begin():
@@ -167,9 +192,13 @@ class Database:
                 group.append(following)
             group = [job for job in group if not job.future.cancelled()]
             try:
+                self._in_place()
                 if connection is None:
                     connection = self._writing.connect()
                 self._run(connection, group)
+            except TryAgainLater as error:
+                for each in group:
+                    each.error = error
             except Exception as error:  # connecting failed, or a rollback did: start over with a new connection
                 for each in group:
                     each.error = TryAgainLater(_first_line(error)) if passing(error) else error
@@ -214,6 +243,14 @@ class Database:
                 job.future.set_exception(job.error)
             else:
                 job.future.set_result(job.value)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _first_line(error: BaseException) -> str:

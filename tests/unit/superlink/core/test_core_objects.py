@@ -11,7 +11,7 @@ import pytest
 from core_world import World, answer, instruct, records
 from trellis_superlink.core.errors import BadObject, NotFound, RunOver, TryAgainLater
 from trellis_superlink.core.objects import PART
-from trellis_superlink.core.parcels import Parcel
+from trellis_superlink.core.parcels import INLINE_ANSWER, Parcel
 from trellis_superlink.core.principals import NO_ACCOUNT, Principal
 from trellis_superlink.store.files import Incoming
 from trellis_wire.objects import Tree, encode_object, object_id
@@ -41,6 +41,23 @@ async def test_a_large_object_travels_in_parts(w: World) -> None:
         assert await w.core.objects.read(node, run_id, object_id_) == content
     await w.core._ledger.flush()
     assert (await w.details(run_id)).bytes_sent == 2 * sum(map(len, sent.contents.values()))
+
+
+async def test_what_travels_with_messages_is_traffic_too(w: World) -> None:
+    node = await w.node()
+    who, work, _stay = await w.running()
+    run_id = work.run.run_id
+    sent = instruct(run_id, node.node_id, records(200))
+    await w.core.mail.push_instructions(who, [sent.full()])
+    (got,) = await w.pull(node, inline=INLINE_ANSWER)
+    reply = answer(got.metadata, records(300))
+    await w.core.mail.push_reply(node, reply.full())
+    again = answer(got.metadata, records(400))
+    assert any((await w.core.mail.push_reply(node, again.full())).refusals)
+    await w.core._ledger.flush()
+    run = await w.details(run_id)
+    assert run.bytes_sent == sum(map(len, sent.contents.values()))
+    assert run.bytes_received == sum(map(len, reply.contents.values()))
 
 
 async def test_stored_objects_are_on_the_disk_before_the_answer(w: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 from trellis_superlink.store.database import Database, Tx
-from trellis_superlink.store.errors import TryAgainLater
+from trellis_superlink.store.errors import TryAgainLater, Unusable
 from trellis_superlink.store.files import Files
+from trellis_superlink.store.lock import take
 from trellis_superlink.store.migrate import newest
 from trellis_superlink.store.signals import Signals
 from trellis_superlink.store.tables import metadata
@@ -101,6 +102,36 @@ async def test_a_locked_database_is_try_again_later(
     other.close()
     await db.write(put(7))
     assert await numbers(db) == [7]
+
+
+async def test_a_file_taken_away_takes_nothing_until_it_is_back(tmp_path: Path, db: Database) -> None:
+    path, away = tmp_path / "d.db", tmp_path / "away"
+    await db.write(put(1))
+    path.rename(away)
+    for _ in range(2):
+        with pytest.raises(TryAgainLater, match="deleted, moved or replaced"):
+            await db.write(put(2))
+    path.write_bytes(b"")  # another file in its place is none of ours
+    with pytest.raises(TryAgainLater):
+        await db.write(put(2))
+    away.rename(path)
+    await db.write(put(3))
+    assert await numbers(db) == [1, 3]
+
+
+@pytest.mark.parametrize("content", [b"no database" * 200, b"SQLite format 3\x00" + b"torn" * 300])
+async def test_another_kind_of_file_is_unusable_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "d.db"
+    path.write_bytes(content)
+    with pytest.raises(Unusable, match="is no database of Trellis"):
+        await Database.open(path, Signals())
+    assert path.read_bytes() == content
+
+
+def test_one_process_has_the_database(tmp_path: Path) -> None:
+    with take(tmp_path / "d.db"), pytest.raises(Unusable, match="another SuperLink"):
+        take(tmp_path / "d.db")
+    take(tmp_path / "d.db").close()
 
 
 async def test_a_full_database_is_try_again_later(db: Database) -> None:
