@@ -35,6 +35,8 @@ HOLD_JITTER = 3.0
 
 CAPABILITIES = "trellis-capabilities"
 INLINE = "inline"
+OBJECTS = "objects"
+"""NodeObjects is served on this port."""
 
 _LARGE_CHUNK = 20 * 1024 * 1024 + 64 * 1024  # Flower 1.20-1.22
 _CHUNK = 5 * 1024 * 1024 + 64 * 1024  # 1.23 on
@@ -148,7 +150,7 @@ class Fleet:
         who = await self._node(call, request.node.node_id)
         ours = INLINE in call.header(CAPABILITIES)
         if ours:
-            await call.announce((CAPABILITIES, INLINE))
+            await call.announce((CAPABILITIES, f"{INLINE},{OBJECTS}"))
         ended = await self._core.runs.ended(who, list(request.trellis_known_runs)) if ours else []
         hold = 0.0 if ended or self._drain.begun else HOLD - random.uniform(0, HOLD_JITTER)
         with self._metrics.held("fleet"):
