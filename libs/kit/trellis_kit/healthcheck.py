@@ -21,7 +21,7 @@ def main() -> int:
         return 1
     try:
         with socket.create_connection((_ALL.get(host, host), int(port)), timeout=_TIMEOUT) as connection:
-            connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n")
             reply = b""
             while received := connection.recv(65536):
                 reply += received

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from trellis_kit.processes import spawn
 from trellis_kit.retry import Backoff
+from trellis_kit.settings import Settings, variables
 
 _log = logging.getLogger(__name__)
 
@@ -62,17 +64,26 @@ class ProcessIsolation(Isolation):
 
 
 class SubprocessIsolation(Isolation):
-    """The service starts its executor itself and starts it again whenever it ends."""
+    """The service starts its executor itself and starts it again whenever it ends.
 
-    def __init__(self, argv: Callable[[], Sequence[str]]) -> None:
+    `settings` is the class of the service's own settings: what its variables say is meant for the service, which hands
+    on in `argv` what the executor needs. Others, such as TRELLIS_GUEST_MEMORY, reach the executor.
+    """
+
+    def __init__(self, argv: Callable[[], Sequence[str]], settings: type[Settings]) -> None:
         self._argv = argv
+        self._own = variables(settings)
         self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         # Started from the loop's thread, which lives as long as the service: the kernel watches that thread.
-        self._process = spawn(self._argv(), stdin=subprocess.DEVNULL, new_session=True)
+        self._process = self._spawn()
         self._task = asyncio.create_task(self._keep(), name="executor")
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if name not in self._own}
+        return spawn(self._argv(), env=environment, stdin=subprocess.DEVNULL, new_session=True)
 
     async def _keep(self) -> None:
         backoff = Backoff(initial=0.5, cap=20.0)
@@ -90,7 +101,7 @@ class SubprocessIsolation(Isolation):
 
     def _started(self) -> bool:
         try:
-            self._process = spawn(self._argv(), stdin=subprocess.DEVNULL, new_session=True)
+            self._process = self._spawn()
         except OSError as error:  # no memory or processes left, or the program is being replaced
             _log.error("The executor cannot be started, trying again: %s", error)
             return False

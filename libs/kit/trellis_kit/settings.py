@@ -146,6 +146,11 @@ class _Option:
         return text
 
 
+def variables(cls: type[Settings]) -> frozenset[str]:
+    """The names of the environment variables that set its fields."""
+    return frozenset(_Option.of(name, info).variable for name, info in cls.model_fields.items())
+
+
 def load(
     cls: type[S],
     *,

@@ -64,6 +64,11 @@ class Attendance:
     _reports: asyncio.Queue[appio_pb2.ExecutorReport] | None = None
 
     @property
+    def connected(self) -> bool:
+        """Whether the other side has welcomed this executor, and its stream has not broken since."""
+        return self._reports is not None
+
+    @property
     def free_slots(self) -> int:
         return 0 if self.draining else max(0, self.slots - len(self.holding))
 

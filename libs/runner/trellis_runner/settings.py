@@ -11,7 +11,7 @@ from typing import Literal
 import grpc
 from pydantic import Field
 from trellis_kit.lifecycle import Fatal
-from trellis_kit.settings import Bytes, Seconds, Settings, StockFlag
+from trellis_kit.settings import Address, Bytes, Seconds, Settings, StockFlag
 from trellis_kit.tls import ClientTls, open_channel
 
 from trellis_runner.host import GuestSettings
@@ -41,6 +41,7 @@ class ExecutorSettings(Settings):
     )
     guest_cpus: int | None = Field(None, ge=1, description="Processors that a guest may use; default: all")
     work_dir: Path | None = Field(None, description="Where apps are unpacked and run; default: a temporary folder")
+    ops_address: Address | None = Field(None, description="Serve /livez, /readyz and /metrics here; default: off")
     run_once: bool = Field(False, description="End after the first piece of work")
     grace: Seconds = Field(30.0, description="Time to finish or hand back work on SIGTERM")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much to log")

@@ -13,6 +13,7 @@ from trellis_runner.apps import Apps
 from trellis_runner.attendance import Attendance
 from trellis_runner.executor import Executor
 from trellis_runner.host import GuestHost
+from trellis_runner.ops import ops_port
 from trellis_runner.settings import STOCK_FLAGS, VERSION
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 
@@ -39,7 +40,8 @@ async def serve(settings: ClientAppSettings, stop: Stop, *, subreaper: bool = Fa
             def begin(work: appio_pb2.Work) -> TaskHost:
                 return TaskHost(work, stub, guests, apps)
 
-            await Executor(attendance, begin, stop, once=settings.run_once).run()
+            async with ops_port(settings.ops_address, attendance):
+                await Executor(attendance, begin, stop, once=settings.run_once).run()
     finally:
         await guests.close()
         await host.stop()

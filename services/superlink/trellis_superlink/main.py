@@ -102,7 +102,7 @@ class SuperLink:
         await self.ops.start()
         if self.settings.isolation == "subprocess":
             argv = self._executor()
-            self._isolation = SubprocessIsolation(lambda: argv)
+            self._isolation = SubprocessIsolation(lambda: argv, SuperLinkSettings)
             await self._isolation.start()
 
     def _executor(self) -> Sequence[str]:
@@ -113,6 +113,7 @@ class SuperLink:
             raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
         argv = [program, "--insecure", "--serverappio-api-address", _reachable(self.appio.bound)]
         argv += ["--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
+        argv += ["--log-level", self.settings.log_level]
         if self.settings.join_token:
             self._secrets = TemporaryDirectory(prefix="trellis-superlink-")  # for its owner only
             path = Path(self._secrets.name) / "join-token"

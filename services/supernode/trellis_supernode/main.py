@@ -79,6 +79,7 @@ def _executor(settings: SupernodeSettings, address: str, token_file: Path) -> Se
         argv += ["--root-certificates", str(settings.ssl_ca_certfile)]
     argv += ["--join-token-file", str(token_file)]
     argv += ["--slots", str(settings.executor_slots), "--grace", str(settings.grace)]
+    argv += ["--log-level", settings.log_level]
     if settings.guest_python is not None:
         argv += ["--guest-python", str(settings.guest_python)]
     return argv
@@ -95,7 +96,7 @@ def _isolation(settings: SupernodeSettings, bound: str, join_token: str | None) 
     token_file.touch(0o600)
     token_file.write_text(join_token or "")
     argv = _executor(settings, address, token_file)
-    return SubprocessIsolation(lambda: argv)
+    return SubprocessIsolation(lambda: argv, SupernodeSettings)
 
 
 def _join_token(settings: SupernodeSettings) -> str | None:

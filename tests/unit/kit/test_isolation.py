@@ -12,9 +12,19 @@ from pathlib import Path
 
 import pytest
 from kit_programs import lives, until
+from pydantic import Field
 from trellis_kit import isolation
 from trellis_kit.isolation import ProcessIsolation, SubprocessIsolation
 from trellis_kit.retry import Backoff
+from trellis_kit.settings import Settings
+
+
+class Service(Settings):
+    """Whose executor it is."""
+
+    ops_address: str | None = None
+    join_token: str | None = Field(None, json_schema_extra={"secret": True})
+
 
 # Writes its pid where the tests look; `handler` is what it does with SIGTERM.
 EXECUTOR = """
@@ -56,7 +66,7 @@ def executors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Executors:
 
 @pytest.fixture
 async def keeper(executors: Executors) -> AsyncIterator[SubprocessIsolation]:
-    keeper = SubprocessIsolation(executors.argv)
+    keeper = SubprocessIsolation(executors.argv, Service)
     yield keeper
     await keeper.stop(5)
 
@@ -89,6 +99,23 @@ async def test_one_that_does_not_end_is_killed(executors: Executors, keeper: Sub
     pid = await executors.count(1)
     await asyncio.wait_for(keeper.stop(0.2), 5)
     assert not lives(pid)
+
+
+async def test_what_is_set_for_the_service_is_not_set_for_its_executor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRELLIS_OPS_ADDRESS", "127.0.0.1:8001")
+    monkeypatch.setenv("TRELLIS_JOIN_TOKEN_FILE", "/run/secrets/token")
+    monkeypatch.setenv("TRELLIS_GUEST_MEMORY", "1GiB")
+    seen = tmp_path / "seen"
+    code = f"import os; open({str(seen)!r} + '.new', 'w').write(' '.join(os.environ)); os.rename({str(seen)!r} + '.new', {str(seen)!r})"
+    keeper = SubprocessIsolation(lambda: [sys.executable, "-c", code], Service)
+    await keeper.start()
+    await until(seen.exists, "the executor has run")
+    await keeper.stop(5)
+    names = seen.read_text().split()
+    assert "TRELLIS_GUEST_MEMORY" in names
+    assert not {"TRELLIS_OPS_ADDRESS", "TRELLIS_JOIN_TOKEN_FILE"} & set(names)
 
 
 async def test_a_hint_where_work_waits_and_nobody_comes(caplog: pytest.LogCaptureFixture) -> None:
