@@ -108,7 +108,8 @@ async def test_what_is_set_for_the_service_is_not_set_for_its_executor(
     monkeypatch.setenv("TRELLIS_JOIN_TOKEN_FILE", "/run/secrets/token")
     monkeypatch.setenv("TRELLIS_GUEST_MEMORY", "1GiB")
     seen = tmp_path / "seen"
-    code = f"import os; open({str(seen)!r} + '.new', 'w').write(' '.join(os.environ)); os.rename({str(seen)!r} + '.new', {str(seen)!r})"
+    code = f"import os; open({str(tmp_path / 'new')!r}, 'w').write(' '.join(os.environ))"
+    code += f"; os.rename({str(tmp_path / 'new')!r}, {str(seen)!r})"
     keeper = SubprocessIsolation(lambda: [sys.executable, "-c", code], Service)
     await keeper.start()
     await until(seen.exists, "the executor has run")
