@@ -11,10 +11,19 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("default", "json"), default="default", help="table and text, or JSON")
 
 
+def identifier(text: str) -> int:
+    """An argparse type: the id of a run or a SuperNode, an unsigned number of 64 bits."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id; `ls` and `supernode ls` list them")
+    return int(text)
+
+
 def add_superlink(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
     """The SuperLink by name (both of stock's spellings: `[SUPERLINK]`, and `[APP] [FEDERATION]` of up to 1.25)."""
     if positional:
-        parser.add_argument("where", nargs="*", metavar="[APP] SUPERLINK", help="name of the SuperLink connection")
+        parser.add_argument(
+            "where", nargs="*", default=[], metavar="[APP] SUPERLINK", help="name of the SuperLink connection"
+        )
     group = parser.add_argument_group("a SuperLink that no file names")
     group.add_argument("--superlink", metavar="HOST:PORT", help="speak to this SuperLink")
     group.add_argument("--insecure", action="store_true", help="without TLS")

@@ -73,13 +73,14 @@ class Control:
 
     def get_run(self, run_id: int) -> tuple[Run, str]:
         """The run and the SuperLink's clock. CliError where there is no such run."""
-        response = self._call(self._stub.ListRuns, pb.ListRunsRequest(run_id=run_id))
+        response = self._call(self._stub.ListRuns, pb.ListRunsRequest(run_id=run_id), missing=no_run(run_id))
         if run_id not in response.run_dict:
-            raise CliError(_no_run(run_id))
+            raise CliError(no_run(run_id))
         return response.run_dict[run_id], response.now
 
     def stop_run(self, run_id: int) -> bool:
-        return self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id)).success
+        request = pb.StopRunRequest(run_id=run_id)
+        return self._call(self._stub.StopRun, request, missing=no_run(run_id)).success
 
     def list_nodes(self) -> pb.ListNodesResponse:
         return self._call(self._stub.ListNodes, pb.ListNodesRequest())
@@ -92,22 +93,30 @@ class Control:
         return response.node_id
 
     def unregister_node(self, node_id: int) -> None:
-        self._call(self._stub.UnregisterNode, pb.UnregisterNodeRequest(node_id=node_id))
+        self._call(
+            self._stub.UnregisterNode,
+            pb.UnregisterNodeRequest(node_id=node_id),
+            missing=f"There is no SuperNode {node_id} at this SuperLink; `trellis supernode ls` lists them.",
+        )
 
     def stream_logs(self, run_id: int, after: float, timeout: float = _STREAM_SECONDS) -> "LogStream":
         """The log from `after` (Unix seconds) on. Iterating raises grpc.RpcError: the caller knows which are fatal."""
         request = pb.StreamLogsRequest(run_id=run_id, after_timestamp=after)
         return LogStream(self._stub.StreamLogs(request, timeout=timeout, metadata=_METADATA))
 
-    def explain(self, error: grpc.RpcError) -> CliError:
-        """What this failure means, and what to do about it."""
+    def explain(self, error: grpc.RpcError, missing: str | None = None) -> CliError:
+        """What this failure means, and what to do about it; `missing` is what NOT_FOUND means."""
+        if missing is not None and error.code() is grpc.StatusCode.NOT_FOUND:
+            return CliError(missing)
         return explain(error, self.connection)
 
-    def _call(self, method: "Callable[..., _T]", request: Any, timeout: float = _CALL_SECONDS) -> _T:
+    def _call(
+        self, method: "Callable[..., _T]", request: Any, timeout: float = _CALL_SECONDS, missing: str | None = None
+    ) -> _T:
         try:
             return method(request, timeout=timeout, metadata=_METADATA)
         except grpc.RpcError as error:
-            raise self.explain(error) from error
+            raise self.explain(error, missing) from error
 
 
 class LogStream:
@@ -145,7 +154,7 @@ def explain(error: grpc.RpcError, connection: Connection) -> CliError:
     code: grpc.StatusCode = error.code()
     details = error.details() or ""
     said = _public_text(details)
-    where = f"the SuperLink at {connection.address} (from {connection.source})"
+    where = f"{connection.address} (from {connection.source})"
     if code is grpc.StatusCode.UNAVAILABLE:
         return _unavailable(details, said, connection, where)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -183,12 +192,18 @@ def _unavailable(details: str, said: str, connection: Connection, where: str) ->
         roots = connection.root_certificates
         trusted = f"the roots in {roots}" if roots else "the system's roots; name others with root-certificates"
         return Unreachable(f"The certificate of {where} is not accepted by {trusted}. ({said})")
-    nobody = ("failed to connect", "connection refused", "dns", "resolve", "no route", "timeout")
+    if any(word in lower for word in ("resolving", "hostname lookup", "domain name not found")):
+        return Unreachable(f"No machine is known as {where}. Is the name right, and is there a network? ({said})")
+    nobody = ("failed to connect", "connection refused", "dns", "no route", "timeout")
     if any(word in lower for word in nobody):
-        return Unreachable(f"Nobody answers at {where}. Does it run, and is this the port of its Control API? ({said})")
+        return Unreachable(
+            f"Nobody answers at {where}. Does a SuperLink run there with its Control API on this port? ({said})"
+        )
     if connection.insecure and any(word in lower for word in ("socket closed", "connection reset", "end of file")):
         return Unreachable(f"{connection.address} closed the connection; it may want TLS (no insecure, no --insecure).")
-    return Unreachable(f"{connection.address} cannot answer now: {said or 'no reason given'} Try again.")
+    return Unreachable(
+        f"{connection.address} cannot answer now: {said.rstrip('.') or 'no reason given'}. Try again later."
+    )
 
 
 def _is_grpc_default(details: str) -> bool:
@@ -207,9 +222,8 @@ def _public_text(details: str) -> str:
     if not isinstance(text, str):
         return details
     more = body.get("public_details") or body.get("extra")
-    code = body.get("code")
-    return f"{text}{f' {more}' if more else ''}{f' [code {code}]' if isinstance(code, int) else ''}"
+    return f"{text} {more}" if more else text
 
 
-def _no_run(run_id: int) -> str:
+def no_run(run_id: int) -> str:
     return f"There is no run {run_id} on this SuperLink; `trellis ls` lists the runs."

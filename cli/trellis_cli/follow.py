@@ -4,11 +4,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 import grpc
 from trellis_wire.pb.edge.control_pb2 import StreamLogsResponse
 
-from trellis_cli.control import Control
+from trellis_cli.control import Control, no_run
 from trellis_cli.errors import Unreachable
 
 # Failures of a connection, not answers to the question.
@@ -59,7 +60,7 @@ def follow(control: Control, run_id: int, write: Callable[[str], None], note: Ca
                 answered, lost_since = True, None  # our own limit: the SuperLink was there and had nothing to say
                 continue
             if code not in _TRANSIENT or not answered:
-                raise control.explain(error) from error
+                raise control.explain(error, no_run(run_id)) from error
             lost_since = _still_lost(lost_since, note, control)
         except Unreachable:
             if not answered:
@@ -82,16 +83,18 @@ def show(control: Control, run_id: int, write: Callable[[str], None]) -> None:
         else:
             items.put(None)
 
-    asked = time.time()
     threading.Thread(target=read, daemon=True).start()
-    control.get_run(run_id)  # an answer here says that the log's first entries are on their way
+    # An answer here says that the log's first entries are on their way; whether ours is right, the SuperLink's clock
+    # is the one that the log is written by.
+    _, now = control.get_run(run_id)
+    asked = datetime.fromisoformat(now).timestamp()
     try:
         while True:
             item = items.get(timeout=_QUIET_SECONDS)
             if item is None:
                 return
             if isinstance(item, grpc.RpcError):
-                raise control.explain(item)
+                raise control.explain(item, no_run(run_id))
             write(item.log_output)
             if item.latest_timestamp >= asked:
                 return

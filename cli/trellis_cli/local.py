@@ -32,7 +32,7 @@ def plan(args: argparse.Namespace, directory: Path, *, stock_ports: bool) -> Pla
     addresses = Addresses.stock(args.supernodes) if stock_ports else Addresses.free(args.supernodes)
     taken = [address for address in addresses.all if not port_is_free(int(address.rsplit(":", 1)[1]))]
     if taken:
-        raise UsageError(f"{', '.join(taken)} is in use; end what listens there, or add --free-ports.")
+        raise UsageError(f"In use already: {', '.join(taken)}. End what listens there, or add --free-ports.")
     flags = ("--insecure", "--grace", str(_ROLE_GRACE_SECONDS))
     return Plan(
         directory=directory,
@@ -52,7 +52,8 @@ def running(wanted: Plan, out: Output) -> Iterator[Federation]:
 
     SIGTERM and SIGHUP end it as Ctrl-C does (KeyboardInterrupt); one more signal while it ends kills at once.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a script's `trellis up &` inherits it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     become_subreaper()  # what an executor might leave behind becomes ours to end
     try:

@@ -1,10 +1,14 @@
 """Where words, tables and JSON go: tables with colours on a terminal, plain aligned text when piped."""
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class Output:
         print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def write(self, text: str) -> None:
-        """What a run printed, as it is."""
+        """What a run printed: as it is on a terminal, without its colours elsewhere."""
         stream = sys.stderr if self.as_json else sys.stdout
-        stream.write(text)
+        stream.write(text if stream.isatty() and not os.environ.get("NO_COLOR") else _COLOURS.sub("", text))
         stream.flush()
 
     def note(self, text: str) -> None:
@@ -41,7 +45,7 @@ class Output:
             print(json.dumps(document, indent=2), flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-        """A table with one line per row."""
+        """A table with one line per row; on a terminal without the columns that are empty."""
         rows = list(rows)
         if not sys.stdout.isatty():
             self._plain([[Cell(name.upper()) for name in columns], *rows])
@@ -52,10 +56,11 @@ class Output:
         from rich.text import Text
 
         table = Table(header_style="bold cyan")
-        for index, name in enumerate(columns):
-            table.add_column(name, no_wrap=index == 0, overflow="fold")
+        filled = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
+        for index in filled:
+            table.add_column(columns[index], no_wrap=index == 0, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell.text, style=cell.style) for cell in row))
+            table.add_row(*(Text(row[index].text, style=row[index].style) for index in filled))
         Console().print(table)
 
     def details(self, rows: Sequence[tuple[str, Cell]]) -> None:

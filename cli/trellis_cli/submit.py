@@ -10,6 +10,7 @@ from trellis_wire.config import Config, ConfigError, fuse, parse_config_args, to
 from trellis_wire.pb.edge import control_pb2 as pb
 from trellis_wire.pb.edge.run_pb2 import Fab
 
+from trellis_cli.components import problem
 from trellis_cli.errors import UsageError
 
 
@@ -68,6 +69,8 @@ def prepare(app: str, run_config: Sequence[str]) -> Submission:
         raise UsageError(f"{path} cannot be sent: {error}") from error
     except ConfigError as error:
         raise UsageError(f"--run-config: {error}") from error
+    if (wrong := problem(content, info)) is not None:
+        raise UsageError(f"{path} cannot be sent: {wrong}")
     return Submission(path, "", info, content, overrides)
 
 
@@ -75,6 +78,8 @@ def read(path: Path, fab_format: fab.FabFormat = "1.41") -> bytes:
     """The FAB of an app's folder, or of a .fab file. UsageError where it is neither."""
     if path.is_file():
         return path.read_bytes()
+    if not path.exists():
+        raise UsageError(f"There is no {path}.")
     if not (path / "pyproject.toml").is_file():
         raise UsageError(f"{path} is no Flower App: it has no pyproject.toml (`trellis new` writes one to begin with).")
     try:

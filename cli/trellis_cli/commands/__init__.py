@@ -41,6 +41,7 @@ COMMANDS: tuple[Command, ...] = (
     _absent("app publish", "publish an app on Flower Hub"),
     _absent("app review", "review an app on Flower Hub"),
     _absent("federation list", "list federations"),
+    _absent("federation ls", "list federations"),
     _absent("federation show", "show a federation"),
     _absent("federation create", "create a federation"),
     _absent("federation archive", "archive a federation"),

@@ -22,16 +22,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace, out: Output) -> int:
     from trellis_wire import fab
 
+    from trellis_cli.components import problem
     from trellis_cli.submit import read
 
     app = args.app.expanduser().resolve()
-    if not app.is_dir():
-        raise UsageError(f"{app} is no folder.")
+    if app.is_file():
+        raise UsageError(f"{app} is a file; name the app's folder.")
     content = read(app, args.fab_format)
     try:
         info = fab.inspect(content)
     except fab.FabError as error:
         raise UsageError(f"{app} cannot be packed: {error}") from error
+    if (wrong := problem(content, info)) is not None:
+        raise UsageError(f"{app} cannot be packed: {wrong}")
     target = Path(info.filename)
     try:
         target.write_bytes(content)

@@ -2,13 +2,13 @@
 
 import argparse
 
-from trellis_cli.arguments import add_format, add_superlink, superlink_of
+from trellis_cli.arguments import add_format, add_superlink, identifier, superlink_of
 from trellis_cli.errors import EXIT_OK, UsageError
 from trellis_cli.output import Output
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run-id", type=int, metavar="ID", help="show this run only, with everything about it")
+    parser.add_argument("--run-id", type=identifier, metavar="ID", help="show this run only, with everything about it")
     parser.add_argument("--limit", type=int, metavar="N", help="show so many runs at most")
     parser.add_argument("--runs", action="store_true", help=argparse.SUPPRESS)  # stock up to 1.20 asks for the list so
     add_format(parser)

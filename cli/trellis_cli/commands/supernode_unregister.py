@@ -2,13 +2,13 @@
 
 import argparse
 
-from trellis_cli.arguments import add_format, add_superlink, superlink_of
+from trellis_cli.arguments import add_format, add_superlink, identifier, superlink_of
 from trellis_cli.errors import EXIT_OK
 from trellis_cli.output import Output
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("node_id", type=int, metavar="NODE_ID")
+    parser.add_argument("node_id", type=identifier, metavar="NODE_ID")
     add_format(parser)
     add_superlink(parser)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from trellis_cli.arguments import add_federation
-from trellis_cli.errors import EXIT_OK, CliError
+from trellis_cli.errors import EXIT_OK, CliError, UsageError
 from trellis_cli.output import Output
 
 DIRECTORY = Path.home() / ".trellis" / "federation"
@@ -33,7 +33,10 @@ def pid_file(directory: Path) -> Path:
 
 def execute(args: argparse.Namespace, out: Output) -> int:
     directory: Path = args.directory.expanduser().absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{directory} cannot be used: {error.strerror}. Name another with --directory.") from error
     if (pid := running_pid(directory)) is not None:
         raise CliError(f"A federation runs from {directory} already (pid {pid}); end it with `trellis down`.")
     return _detach(directory, out) if args.detach else _keep(args, directory, out)

@@ -49,6 +49,7 @@ class FakeControl(ControlServicer):
     # Called before the n-th StreamLogs: how many entries it delivers before the failure, or None for all.
     cut: Callable[[int], tuple[int, Failure | None] | None] = lambda call: None
     stopped: list[int] = field(default_factory=list)
+    now: str = NOW
 
     def _check(self, rpc: str, context: grpc.ServicerContext) -> None:
         if rpc in self.refuse:
@@ -66,7 +67,7 @@ class FakeControl(ControlServicer):
         chosen = [one for one in self.runs if not request.HasField("run_id") or one.run_id == request.run_id]
         if request.HasField("run_id") and not chosen:
             context.abort(grpc.StatusCode.NOT_FOUND, "Run ID not found")
-        return pb.ListRunsResponse(run_dict={one.run_id: one for one in chosen}, now=NOW)
+        return pb.ListRunsResponse(run_dict={one.run_id: one for one in chosen}, now=self.now)
 
     def StopRun(self, request: pb.StopRunRequest, context: grpc.ServicerContext) -> pb.StopRunResponse:
         self._check("StopRun", context)
@@ -74,7 +75,7 @@ class FakeControl(ControlServicer):
         return pb.StopRunResponse(success=True)
 
     def ListNodes(self, request: pb.ListNodesRequest, context: grpc.ServicerContext) -> pb.ListNodesResponse:
-        return pb.ListNodesResponse(nodes_info=self.nodes, now=NOW)
+        return pb.ListNodesResponse(nodes_info=self.nodes, now=self.now)
 
     def RegisterNode(self, request: pb.RegisterNodeRequest, context: grpc.ServicerContext) -> pb.RegisterNodeResponse:
         self._check("RegisterNode", context)

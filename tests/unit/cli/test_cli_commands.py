@@ -16,6 +16,7 @@ from trellis_wire.pb.edge.node_pb2 import NodeInfo
 
 ROOT = Path(__file__).parents[3]
 DIGITS = str(ROOT / "examples" / "digits")
+NO_RUN_4 = "There is no run 4 on this SuperLink; `trellis ls` lists the runs."
 
 
 def there(superlink: Served) -> list[str]:
@@ -58,7 +59,7 @@ def test_a_refusal_for_another_reason_is_not_tried_again(superlink: Served, caps
     superlink.control.refuse["StartRun"] = (grpc.StatusCode.FAILED_PRECONDITION, body)
     assert main(["run", DIGITS, *there(superlink)]) == 1
     assert len(superlink.control.started) == 1
-    assert capsys.readouterr().err == "Error: Invalid run configuration. no key x [code 15]\n"
+    assert capsys.readouterr().err == "Error: Invalid run configuration. no key x\n"
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,17 @@ def test_a_refusal_for_another_reason_is_not_tried_again(superlink: Served, caps
     [
         (["run", DIGITS, "-c", "rounds=3"], "no configuration key 'rounds'"),
         (["run", DIGITS, "-c", "learning-rate=fast"], "learning-rate"),
-        (["run", "nowhere"], "no Flower App"),
+        (["run", "nowhere"], "There is no "),
+        (["run", "."], "no Flower App"),
+        (["log"], "required: RUN_ID\n"),
+        (["log", "abc"], "'abc' is no id"),
+        (["stop", "-5"], "'-5' is no id"),
+        (["ls", "--run-id", str(2**64)], f"'{2**64}' is no id"),
+        (["supernode", "unregister", "1.5"], "'1.5' is no id"),
         (["ls", "--limit", "0"], "--limit"),
         (["ls", "a", "b", "c"], "Too many arguments"),
         (["ls", "--insecure"], "--superlink HOST:PORT"),
+        (["up", "--directory", "/dev/null/federation"], "/dev/null/federation cannot be used: Not a directory"),
         (["nonsense"], "There is no command 'nonsense'"),
     ],
 )
@@ -132,7 +140,15 @@ def test_one_run_with_everything_about_it(superlink: Served, capsys: pytest.Capt
 def test_an_unknown_run(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "--run-id", "4", "--format", "json", *there(superlink)]) == 1
     said = json.loads(capsys.readouterr().out)
-    assert said == {"success": False, "error-message": "Run ID not found"}
+    assert said == {"success": False, "error-message": NO_RUN_4}
+    superlink.control.refuse["StopRun"] = (
+        grpc.StatusCode.NOT_FOUND,
+        '{"code": 16, "public_message": "Run ID not found"}',
+    )
+    superlink.control.refuse["StreamLogs"] = superlink.control.refuse["StopRun"]
+    for words in (["stop", "4"], ["log", "4"], ["log", "4", "--show"]):
+        assert main([*words, *there(superlink)]) == 1
+        assert capsys.readouterr().err == f"Error: {NO_RUN_4}\n"
 
 
 def test_stop(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +193,12 @@ def test_registering_wants_a_public_key_on_a_nist_curve(
 def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
     (port,) = free_ports(1)
     assert main(["ls", "--superlink", f"127.0.0.1:{port}", "--insecure"]) == 3
-    assert f"Nobody answers at the SuperLink at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"Nobody answers at 127.0.0.1:{port} (from --superlink)" in capsys.readouterr().err
+
+
+def test_a_name_that_no_machine_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "--superlink", "nowhere.invalid:9093", "--insecure"]) == 3
+    assert "No machine is known as nowhere.invalid:9093" in capsys.readouterr().err
 
 
 def test_tls_against_a_plain_superlink_says_so(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +209,9 @@ def test_tls_against_a_plain_superlink_says_so(superlink: Served, capsys: pytest
 def test_try_again_later(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     superlink.control.refuse["ListRuns"] = (grpc.StatusCode.UNAVAILABLE, "The disk is full.")
     assert main(["ls", *there(superlink)]) == 3
-    assert "The disk is full." in capsys.readouterr().err
+    assert (
+        capsys.readouterr().err == f"Error: {superlink.address} cannot answer now: The disk is full. Try again later.\n"
+    )
 
 
 def test_a_server_that_is_no_superlink(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,6 +241,34 @@ def test_new_writes_an_app_that_can_be_sent(superlink: Served) -> None:
 
 
 @pytest.mark.parametrize(
+    ("component", "source", "said"),
+    [
+        ("my_app.servr_app:app", "", "names my_app/servr_app.py, which the app does not have"),
+        ("my_app.server_app:ap", "", "names 'ap', which my_app/server_app.py does not define"),
+        ("my_app.server_app:made", "def make():\n    global made\n    made = 1\n", None),
+        ("my_app.server_app:app.inner", "", None),
+        ("my_app.server_app:Late", "from typing import *\n", None),
+        ("my_app.server_app:of_a_newer_python", "app = = 1\n", None),
+        ("another_package.server_app:app", "", None),
+        ("my_app:app", "", "names 'app', which my_app/__init__.py does not define"),
+    ],
+)
+def test_components_that_are_not_there_are_found_before_sending(
+    superlink: Served, capsys: pytest.CaptureFixture[str], component: str, source: str, said: str | None
+) -> None:
+    assert main(["new", "my-app"]) == 0
+    project, server = Path("my-app/pyproject.toml"), Path("my-app/my_app/server_app.py")
+    project.write_text(project.read_text().replace("my_app.server_app:app", component))
+    server.write_text(server.read_text() + source)
+    capsys.readouterr()
+    expected = 0 if said is None else 2
+    assert main(["run", "my-app", *there(superlink)]) == expected
+    assert main(["build", "--app", "my-app"]) == expected
+    assert len(superlink.control.started) == (said is None)
+    assert (said or "") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["login"],
@@ -225,6 +276,8 @@ def test_new_writes_an_app_that_can_be_sent(superlink: Served) -> None:
         ["chat"],
         ["app", "publish", "x"],
         ["federation", "invite", "list"],
+        ["federation", "ls"],
+        ["federation", "simulation-config", "--num-supernodes", "3"],
         ["install", "x.fab"],
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from datetime import UTC, datetime
 
 import grpc
 import pytest
@@ -22,6 +24,13 @@ def test_the_whole_log_once(superlink: Served, capsys: pytest.CaptureFixture[str
     superlink.control.runs, superlink.control.log = [a_run("finished", "completed")], LOG
     assert follow(superlink) == 0
     assert capsys.readouterr().out == WHOLE
+
+
+def test_colours_are_for_terminals(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    superlink.control.runs = [a_run("finished", "completed")]
+    superlink.control.log = [(1000.0, "\x1b[92mINFO\x1b[0m: round 1\n")]
+    assert follow(superlink) == 0
+    assert capsys.readouterr().out == "INFO: round 1\n"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +61,7 @@ def test_goes_on_after_a_lost_connection(
 def test_an_unknown_run_ends_it(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     superlink.control.refuse["StreamLogs"] = (grpc.StatusCode.NOT_FOUND, "Run ID not found")
     assert follow(superlink) == 1
-    assert "Run ID not found" in capsys.readouterr().err
+    assert f"There is no run {RUN_ID}" in capsys.readouterr().err
 
 
 def test_a_first_call_that_fails_is_not_tried_for_ever(superlink: Served) -> None:
@@ -62,6 +71,14 @@ def test_a_first_call_that_fails_is_not_tried_for_ever(superlink: Served) -> Non
 
 def test_show_ends_although_the_run_goes_on(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     superlink.control.runs, superlink.control.log = [a_run()], LOG
+    assert follow(superlink, "--show") == 0
+    assert capsys.readouterr().out == WHOLE
+
+
+def test_show_goes_by_the_superlinks_clock(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = time.time() + 3600  # our clock is an hour late
+    superlink.control.runs, superlink.control.log = [a_run()], [(begun + at, text) for at, text in LOG]
+    superlink.control.now = datetime.fromtimestamp(begun + 2000, UTC).isoformat()
     assert follow(superlink, "--show") == 0
     assert capsys.readouterr().out == WHOLE
 
