@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from grpc import StatusCode
 from trellis_kit import logs
-from trellis_wire.identity import NodeCredential, parse_public_key, public_pem, verify_grpc
+from trellis_wire.identity import NodeCredential, parse_public_key, public_pem
 from trellis_wire.pb.edge import fleet_pb2, node_pb2, run_pb2
 
 from trellis_superlink.core.errors import RunOver
@@ -82,7 +82,7 @@ class Fleet:
     # ---- who asks ------------------------------------------------------------------------------------------------
 
     async def _node(self, call: Call, node_id: int) -> Principal:
-        credential = verify_grpc(call.metadata)
+        credential = call.credential()
         call.note(node_id=node_id)
         if node_id == 0:
             raise EdgeError(StatusCode.UNAUTHENTICATED, "Invalid node ID")
@@ -98,7 +98,7 @@ class Fleet:
 
     async def create_node(self, call: Call) -> None:
         request = await call.request(fleet_pb2.CreateNodeRequest)
-        key = verify_grpc(call.metadata).public_key
+        key = call.credential().public_key
         node_id = await self._core.nodes.create(key, request.heartbeat_interval)
         self._expect(key, _LARGE_CHUNK)
         await call.send(fleet_pb2.CreateNodeResponse(node=node_pb2.Node(node_id=node_id)))
@@ -241,7 +241,7 @@ class Fleet:
         1.24 swallow it; nothing is lost by that here, because the instruction stays unanswered and is delivered again
         at their next pull.
         """
-        credential = verify_grpc(call.metadata)
+        credential = call.credential()
         async with self._flow.hold(self._chunk(call, credential), credential.public_key):
             stored = await self._store(call, _push_object(await call.body()))
         await call.send(fleet_pb2.PushObjectResponse(stored=stored))
@@ -287,7 +287,7 @@ def _push_object(data: bytes) -> PushObject:
 
 def _own_key(call: Call, claimed: bytes) -> NodeCredential:
     """The credential of a node that names its key in the request as well: both must be the same (WIRE.md 2.1)."""
-    credential = verify_grpc(call.metadata)
+    credential = call.credential()
     if public_pem(parse_public_key(claimed)) != credential.public_key:
         raise EdgeError(StatusCode.UNAUTHENTICATED, "Invalid public key")
     return credential

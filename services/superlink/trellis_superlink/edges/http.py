@@ -8,6 +8,7 @@ connection until its handler takes it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -35,6 +36,10 @@ PAUSE: Final = 20.0
 """Seconds without a byte after which a body is given up; clients give up a write after 30."""
 LEAST_RATE: Final = 16 * 1024
 """Bytes per second that a body comes at on average, once it takes longer than PAUSE."""
+
+LINGER_BYTES: Final = 256 * 1024 * 1024
+LINGER_SECONDS: Final = 5.0
+"""How much of a body is thrown away, and for how long, so that its sender gets to read why it is refused."""
 
 STATUSES: Mapping[StatusCode, int] = {
     StatusCode.INVALID_ARGUMENT: 400,
@@ -111,7 +116,7 @@ def application(surfaces: tuple[Surface, ...], metrics: Metrics) -> FastAPI:
 
 def kebab(method: str) -> str:
     """PullMessages -> pull-messages."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", method).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", method).lower()
 
 
 class _Edge:
@@ -133,6 +138,8 @@ class _Edge:
             await _plain(send, 404, "There is no such endpoint.")
         elif scope["method"] != "POST":
             await _plain(send, 405, "Only POST is served here.")
+        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            await _plain(send, 400, "A body has one length.")  # proxies would disagree where the next request begins
         else:
             surface, method = route
             exchange = HttpExchange(scope, receive, send, surface, method)
@@ -234,8 +241,21 @@ class HttpExchange:
         if status == 401 and self._surface.challenge:
             headers.append((b"www-authenticate", self._surface.challenge.encode()))
         if not self._taken.is_set():
-            headers.append((b"connection", b"close"))  # what is left of the body is not worth reading
+            headers.append((b"connection", b"close"))
+            await self._let_the_body_pass()
         await self._answer(status, headers, json.dumps(told).encode())
+
+    async def _let_the_body_pass(self) -> None:
+        """Most clients send their whole body before they read an answer, and lose it when the connection breaks off
+        meanwhile. A peer that sends too much or too slowly does not get that far."""
+        left = LINGER_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0:
+                    event = await self._receive()
+                    left -= len(event.get("body", b""))
+                    if not event.get("more_body", False):
+                        return
 
     # ---- how it goes on the wire
 
