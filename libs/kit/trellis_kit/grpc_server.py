@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from trellis_kit import certificates, handshakes
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.tls import ServerTls, server_credentials
 
@@ -56,6 +58,8 @@ class GrpcServer:
                 number = self.server.add_secure_port(address, server_credentials(tls))
         except RuntimeError as error:
             raise Fatal(f"Cannot listen on {address} ({name}); is something else using port {port}?") from error
+        if tls is not None:
+            handshakes.watch(number, name, partial(certificates.describe_names, tls.certfile))
         self.bound = f"{host}:{number}"
         self._tls = tls is not None
 

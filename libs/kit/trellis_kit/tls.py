@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
 import grpc
 
+from trellis_kit import certificates
 from trellis_kit.lifecycle import Fatal
 
 _log = logging.getLogger(__name__)
 
-MAX_MESSAGE: Final = 2**31 - 1
-"""Bytes of the largest message that a client takes, as stock peers do (Flower 1.20-1.42)."""
+T = TypeVar("T")
 
-_CLIENT_OPTIONS: Final = (
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    # A peer that is gone without a word is noticed within a minute; stock servers refuse pings more often than this.
-    ("grpc.keepalive_time_ms", 210_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
+SOON_DAYS: Final = 14
+"""A certificate that expires within so many days is warned of, once an hour at most."""
+_REMIND_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,10 @@ class ServerTls:
     keyfile: Path
     client_ca: Path | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return _given(self.certfile, self.keyfile, self.client_ca)
+
 
 @dataclass(frozen=True)
 class ClientTls:
@@ -49,6 +49,19 @@ class ClientTls:
     certfile: Path | None = None
     keyfile: Path | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return _given(self.root_certificates, self.certfile, self.keyfile)
+
+
+def _given(*paths: Path | None) -> tuple[Path, ...]:
+    return tuple(path for path in paths if path is not None)
+
+
+def stamp(paths: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    """Differs once one of the files was written or replaced. OSError."""
+    return tuple((found.st_mtime_ns, found.st_ino) for found in (path.stat() for path in paths))
+
 
 def _read(path: Path, what: str) -> bytes:
     try:
@@ -57,52 +70,140 @@ def _read(path: Path, what: str) -> bytes:
         raise Fatal(f"Cannot read the {what} {path}: {error.strerror}") from error
 
 
-class _Reloading:
-    """Serves the newest readable state of the files; a half-written pair keeps the one before."""
+class _Reloading(Generic[T]):
+    """What `load` makes of the newest readable state of the files; a half-written pair keeps the one before."""
 
-    def __init__(self, tls: ServerTls) -> None:
+    def __init__(self, tls: ServerTls, load: Callable[[ServerTls], T]) -> None:
         self._tls = tls
+        self._load = load
         try:
-            self._seen = self._stamp()
+            self._seen = stamp(tls.files)
         except OSError as error:
             raise Fatal(f"Cannot read {error.filename}: {error.strerror}") from error
-        self.configuration = self._load()
+        self.current = load(tls)
+        self._unusable: object = None  # the state of the files that was complained of
+        self._reminded = -_REMIND_SECONDS
+        self._remind()
 
-    def _stamp(self) -> tuple[tuple[int, int], ...]:
-        paths = [path for path in (self._tls.certfile, self._tls.keyfile, self._tls.client_ca) if path is not None]
-        return tuple((stat.st_mtime_ns, stat.st_ino) for stat in (path.stat() for path in paths))
-
-    def _load(self) -> grpc.ServerCertificateConfiguration:
-        key, chain = _read(self._tls.keyfile, "private key"), _read(self._tls.certfile, "certificate")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def fetch(self) -> T:
+        """The newest. Called for each connection."""
         try:
-            context.load_cert_chain(self._tls.certfile, self._tls.keyfile)
-        except (ssl.SSLError, OSError) as error:
-            raise Fatal(
-                f"{self._tls.certfile} and {self._tls.keyfile} are no certificate and its key: {error}"
-            ) from error
-        roots = None if self._tls.client_ca is None else _read(self._tls.client_ca, "client CA")
-        return grpc.ssl_server_certificate_configuration([(key, chain)], roots)
-
-    def fetch(self) -> grpc.ServerCertificateConfiguration:
-        """The configuration of the files as they are now."""
-        try:
-            stamp = self._stamp()
-            if stamp != self._seen:
-                self.configuration = self._load()
-                self._seen = stamp
+            seen = stamp(self._tls.files)
+        except OSError as error:
+            self._complain(None, error)
+            return self.current
+        if seen != self._seen:
+            try:
+                self.current = self._load(self._tls)
+            except Fatal as problem:
+                self._complain(seen, problem)
+            else:
+                self._seen = seen
+                self._reminded = -_REMIND_SECONDS
                 _log.info("The certificate %s was renewed", self._tls.certfile)
-        except (Fatal, OSError) as error:
-            _log.warning("The changed certificate cannot be used yet, the one before stays: %s", error)
-        return self.configuration
+        self._remind()
+        return self.current
+
+    def _complain(self, seen: object, problem: Exception) -> None:
+        if (seen, str(problem)) != self._unusable:
+            _log.warning("The changed certificate cannot be used yet, the one before stays: %s", problem)
+        self._unusable = (seen, str(problem))
+
+    def _remind(self) -> None:
+        """Only here a server learns of its expiry: clients turn away without a word."""
+        if time.monotonic() - self._reminded < _REMIND_SECONDS:
+            return
+        self._reminded = time.monotonic()
+        with contextlib.suppress(OSError, ValueError):
+            until = certificates.read(self._tls.certfile).not_after
+            left = until - datetime.now(UTC)
+            if left < timedelta(0):
+                _log.error("The certificate %s has expired on %s: clients refuse it", self._tls.certfile, until)
+            elif left < timedelta(days=SOON_DAYS):
+                _log.warning("The certificate %s expires on %s; renew it", self._tls.certfile, until)
+
+
+def _context(tls: ServerTls) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_pair(context, tls.certfile, tls.keyfile)
+    if tls.client_ca is not None:
+        _trust(context, tls.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, certfile: Path, keyfile: Path | None) -> None:
+    def refuse() -> str:
+        raise Fatal(f"The private key {keyfile} is encrypted; services need one that is not.")
+
+    try:
+        context.load_cert_chain(certfile, keyfile, password=refuse)
+    except (ssl.SSLError, OSError) as error:
+        raise Fatal(f"{certfile} and {keyfile} are no certificate and its key: {error}") from error
+
+
+def _trust(context: ssl.SSLContext, roots: Path) -> None:
+    try:
+        context.load_verify_locations(roots)
+    except (ssl.SSLError, OSError) as error:
+        raise Fatal(f"{roots} holds no CA certificate that can be read: {error}") from error
+
+
+def _configuration(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
+    key, chain = _read(tls.keyfile, "private key"), _read(tls.certfile, "certificate")
+    _context(tls)  # says what is wrong with them, which gRPC does not
+    roots = None if tls.client_ca is None else _read(tls.client_ca, "client CA")
+    return grpc.ssl_server_certificate_configuration([(key, chain)], roots)
 
 
 def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
-    """Credentials for a server port. Files that change are picked up with the next connection. Raises Fatal."""
-    reloading = _Reloading(tls)
+    """Credentials for a gRPC port. Files that change are picked up with the next connection. Raises Fatal."""
+    reloading = _Reloading(tls, _configuration)
+
+    def changed() -> Any:  # None where nothing is new, which the stubs do not know
+        before = reloading.current
+        newest = reloading.fetch()
+        return None if newest is before else newest
+
     return grpc.dynamic_ssl_server_credentials(
-        reloading.configuration, reloading.fetch, require_client_authentication=tls.client_ca is not None
+        reloading.current, changed, require_client_authentication=tls.client_ca is not None
     )
+
+
+def server_context(tls: ServerTls) -> ssl.SSLContext:
+    """The same for an HTTP port. Raises Fatal."""
+    reloading = _Reloading(tls, _context)
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = reloading.fetch()
+
+    reloading.current.sni_callback = renew  # called at each handshake, whether the client names a server or not
+    return reloading.current
+
+
+def client_context(tls: ClientTls) -> ssl.SSLContext:
+    """What a client is to Python's own TLS. Raises Fatal for files that are not what they should be."""
+    if (tls.certfile is None) != (tls.keyfile is None):
+        raise Fatal("A client certificate and its key belong together (--certfile and --keyfile).")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.root_certificates is None:
+        context.load_default_certs()
+    else:
+        _trust(context, tls.root_certificates)
+    if tls.certfile is not None:
+        _load_pair(context, tls.certfile, tls.keyfile)
+    return context
+
+
+def client_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
+    """What a client is to gRPC. Raises Fatal as `client_context` does."""
+    client_context(tls)  # says what is wrong, which gRPC does not
+    roots = None if tls.root_certificates is None else _read(tls.root_certificates, "root certificate")
+    chain = None if tls.certfile is None else _read(tls.certfile, "certificate")
+    key = None if tls.keyfile is None else _read(tls.keyfile, "private key")
+    return grpc.ssl_channel_credentials(roots, key, chain)
 
 
 def server_tls(
@@ -142,27 +243,3 @@ def _excludes(entry: str, host: str) -> bool:
             return False
     name = entry.lstrip(".")
     return entry == "*" or (name != "" and (host == name or host.endswith("." + name)))
-
-
-def open_channel(
-    address: str,
-    tls: ClientTls | None,
-    *,
-    use_proxy: bool = True,
-    options: Sequence[tuple[str, object]] = (),
-) -> grpc.aio.Channel:
-    """A channel to host:port; `tls` None is a plain connection. Raises Fatal for certificates that cannot be read.
-
-    With `use_proxy` the connection goes through HTTPS_PROXY unless NO_PROXY excludes the host.
-    """
-    proxy = proxy_for(address) if use_proxy else None
-    proxying: tuple[tuple[str, object], ...] = (("grpc.enable_http_proxy", 0),)
-    if proxy is not None:
-        proxying = (("grpc.enable_http_proxy", 1), ("grpc.http_proxy", proxy))
-    everything = [*_CLIENT_OPTIONS, *proxying, *options]
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=everything)
-    roots = None if tls.root_certificates is None else _read(tls.root_certificates, "root certificate")
-    chain = None if tls.certfile is None else _read(tls.certfile, "certificate")
-    key = None if tls.keyfile is None else _read(tls.keyfile, "private key")
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots, key, chain), options=everything)

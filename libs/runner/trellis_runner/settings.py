@@ -10,9 +10,10 @@ from typing import Literal
 
 import grpc
 from pydantic import Field
+from trellis_kit.channel import open_channel
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.settings import Address, Bytes, Seconds, Settings, StockFlag
-from trellis_kit.tls import ClientTls, open_channel
+from trellis_kit.tls import ClientTls
 
 from trellis_runner.host import GuestSettings
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trellis_kit import logs, memory
+from trellis_kit.channel import open_channel
 from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.isolation import Isolation, ProcessIsolation, SubprocessIsolation
@@ -18,7 +19,7 @@ from trellis_kit.lifecycle import Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, split_address
-from trellis_kit.tls import ClientTls, ServerTls, open_channel
+from trellis_kit.tls import ClientTls, ServerTls
 from trellis_wire.config import parse_config_args
 from trellis_wire.pb.appio import appio_pb2_grpc
 

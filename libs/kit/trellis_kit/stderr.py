@@ -1,0 +1,42 @@
+"""Standard error as libraries in C write to it: read line by line, kept or passed on."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+_real: int | None = None
+
+
+def descriptor() -> int | None:
+    """The real standard error where `divert` was called, for child processes; None elsewhere (they inherit it)."""
+    return _real
+
+
+def divert(take: Callable[[str], bool]) -> None:
+    """Show `take` each line that something outside Python writes to file descriptor 2; True keeps it from being seen.
+
+    `sys.stderr` goes on writing to the real one, and so does Python's report of a crash. Call once, early: what holds
+    the old `sys.stderr` writes through the diversion.
+    """
+    global _real
+    _real = os.dup(2)
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(_real, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    faulthandler.enable(sys.stderr)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    threading.Thread(target=_read, args=(reading, _real, take), name="stderr", daemon=True).start()
+    atexit.register(os.dup2, _real, 2)
+
+
+def _read(reading: int, real: int, take: Callable[[str], bool]) -> None:
+    with os.fdopen(reading, encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
+        for line in lines:
+            if not take(line.rstrip("\n")):
+                os.write(real, line.encode("utf-8", errors="backslashreplace"))
