@@ -126,6 +126,11 @@ class Attendance:
                     else:
                         yield order
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    raise Fatal(
+                        f"What answers there takes no executors ({error.details()}). A SuperLink takes them at its "
+                        "ServerAppIO, usually on port 9091, a SuperNode at its ClientAppIO, usually on port 9094."
+                    ) from error
                 if error.code() in _FINAL:
                     raise Fatal(f"This executor was refused: {error.details()}") from error
                 if not away:

@@ -157,7 +157,7 @@ class FleetClient:
         except (Refused, RunOver) as error:
             raise NotLetIn(
                 f"The SuperLink does not know this node ({error}). Its operator can register the public key: "
-                "flwr supernode register."
+                "trellis supernode register."
             ) from error
         self._joined.set()
         return self.node_id
@@ -254,8 +254,15 @@ def _meaning(method: str, error: grpc.aio.AioRpcError) -> Exception:
     if error.code() is grpc.StatusCode.PERMISSION_DENIED:
         return RunOver(details)
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        why = (
+            "The clocks of both machines differ; set them right."
+            if "timestamp" in details.lower()
+            else "Is the key the registered one, and are the clocks of both machines right?"
+        )
+        return NotLetIn(f"The SuperLink does not accept this node's signature ({method}: {details}). {why}")
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED and method == "ActivateNode":
         return NotLetIn(
-            f"The SuperLink does not accept this node's signature ({method}: {details}). Is the key the registered "
-            "one, and are the clocks of both machines right?"
+            f"What answers there lets no SuperNode join ({details}). --superlink is the address of a SuperLink's "
+            "Fleet API, usually on port 9092."
         )
     return Refused(f"{method}: {details}", final=error.code() in _FINAL)

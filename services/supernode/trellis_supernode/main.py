@@ -138,7 +138,8 @@ async def serve(settings: SupernodeSettings, stop: Stop) -> None:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = node_key(settings.auth_supernode_private_key, settings.state_dir)
     except OSError as error:
-        raise Fatal(f"The state directory {settings.state_dir} cannot be used: {error.strerror}.") from error
+        why = f"The state directory {settings.state_dir} cannot be used: {error.strerror}"
+        raise Fatal(f"{why}; name another with --state-dir.") from error
     async with contextlib.AsyncExitStack() as cleanup:
         ledger, kept, secret = await _open_ledger(settings.state_dir)
         cleanup.push_async_callback(ledger.close)

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 
+import grpc
 import pytest
 from unit.runner.appio_world import Hub
 from unit.runner.runner_world import CLIENT, gone, interpreter, until
@@ -104,3 +106,19 @@ async def test_a_wrong_setting_is_one_sentence(hub: Hub, tmp_path: Path, flags: 
     assert process.returncode == 2
     assert sentence in output
     assert "Traceback" not in output
+
+
+def test_another_port_than_the_executors_is_told_so() -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    argv = [*PROGRAM, "--clientappio-api-address", f"127.0.0.1:{port}", "--insecure"]
+    try:
+        done = subprocess.run(
+            [*argv, "--guest-python", str(interpreter("1.41.0"))], capture_output=True, text=True, timeout=60
+        )
+    finally:
+        server.stop(None).wait()
+    assert done.returncode == 2
+    assert "takes no executors" in done.stderr
+    assert "9094" in done.stderr

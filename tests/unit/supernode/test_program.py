@@ -220,6 +220,7 @@ def run(*flags: str) -> tuple[int, str]:
         (["--insecure", "--rest"], "--rest: the HTTP transport"),
         (["--insecure", "--ssl-certfile", "x.pem"], "belong together"),
         (["--insecure", "--superlink", "http://x"], "host:port"),
+        (["--insecure", "--state-dir", "/dev/null/state"], "name another with --state-dir"),
         (["--insecure", "--node-config", "a"], "--node-config"),
         (["--insecure", "--auth-supernode-private-key", "/no/key"], "/no/key"),
         (["--insecure", "--isolation", "docker"], "subprocess"),

@@ -64,6 +64,14 @@ async def test_a_node_that_is_not_let_in_says_why_and_comes_in_later(
         assert any("clocks" in record.getMessage() for record in caplog.records)
 
 
+async def test_another_port_than_the_fleets_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with world(tmp_path) as w:
+        w.link.failures["ActivateNode"] = [grpc.StatusCode.UNIMPLEMENTED]
+        async with w.node():
+            await until(lambda: w.link.online, "the node, which tries again")
+        assert any("9092" in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.parametrize("method", ["SendNodeHeartbeat", "PullMessages"])
 @pytest.mark.parametrize("status", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNKNOWN])
 async def test_a_superlink_that_forgot_the_node_is_joined_again(
