@@ -7,6 +7,7 @@ as the federation shall: the kernel watches that thread.
 """
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -168,6 +169,24 @@ class Role:
     def log_tail(self, lines: int = 30) -> str:
         return "\n".join(self.log().splitlines()[-lines:])
 
+    def last_words(self) -> str:
+        """Why it ended, for people: the warnings and errors among its last lines, or just those lines."""
+        tail = self.log_tail().splitlines()
+        said = [words for words in map(_words, tail) if words is not None]
+        return "\n".join(said or tail)
+
+
+def _words(line: str) -> str | None:
+    """What a line of a service's JSON log warns of; other lines as they are, None for those below a warning."""
+    try:
+        entry = json.loads(line)
+        level, message = entry["level"], entry["message"]
+    except (ValueError, TypeError, KeyError):
+        return line
+    if level in ("DEBUG", "INFO"):
+        return None
+    return f"{message}\n{entry['exception']}" if "exception" in entry else str(message)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -229,9 +248,7 @@ class Federation:
         """Raise StartProblem when a role has ended by itself."""
         for role in self.roles.values():
             if role.exit_code is not None:
-                raise StartProblem(
-                    f"{role.name} ended with exit code {role.exit_code}. Its log ends with:\n{role.log_tail()}"
-                )
+                raise StartProblem(f"{role.name} ended with exit code {role.exit_code}:\n{role.last_words()}")
 
     def logs_for_people(self, lines: int = 15) -> str:
         """The end of every role's log under its name."""
@@ -290,11 +307,12 @@ def _roles(plan: Plan) -> Iterator[Role]:
         yield from ("--isolation", plan.isolation, *host_guest, *plan.supernode_flags)
 
     yield role("superlink", "trellis-superlink", *superlink())
+    hidden = ("--app-hidden", str(plan.directory))
     if plan.isolation == "process":
         address = ("--serverappio-api-address", at.serverappio)
-        yield role("serverapp", "trellis-serverapp", *address, *guest, *plan.serverapp_flags)
+        yield role("serverapp", "trellis-serverapp", *address, *guest, *hidden, *plan.serverapp_flags)
     for index, clientappio in enumerate(at.clientappio):
         yield role(f"supernode-{index + 1}", "trellis-supernode", *supernode(index, clientappio))
         if plan.isolation == "process":
             address = ("--clientappio-api-address", clientappio)
-            yield role(f"clientapp-{index + 1}", "trellis-clientapp", *address, *guest, *plan.clientapp_flags)
+            yield role(f"clientapp-{index + 1}", "trellis-clientapp", *address, *guest, *hidden, *plan.clientapp_flags)

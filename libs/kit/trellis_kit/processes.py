@@ -29,7 +29,8 @@ def _prctl(option: int, value: int) -> None:
 # aborts now and then. So a small program takes the steps that belong into the child and becomes what was asked for.
 _LAUNCHER = """
 import ctypes, os, sys
-parent, number, memory, cpus, *argv = sys.argv[1:]
+parent, number, memory, cpus, fence, count, *argv = sys.argv[1:]
+hidden, argv = argv[: int(count or 0)], argv[int(count or 0) :]
 ctypes.CDLL(None).prctl(1, int(number), 0, 0, 0)
 if os.getppid() != int(parent):
     os._exit(143)
@@ -41,8 +42,12 @@ if cpus:
     allowed = sorted(os.sched_getaffinity(0))
     first = os.getpid() % len(allowed)
     os.sched_setaffinity(0, (allowed + allowed)[first : first + min(int(cpus), len(allowed))])
+if count:
+    import runpy
+    runpy.run_path(fence)["Fence"](hidden, free=[os.getcwd()]).close()
 os.execv(argv[0], argv)
 """
+_FENCE = Path(__file__).with_name("fence.py")
 
 
 def spawn(
@@ -58,17 +63,22 @@ def spawn(
     death_signal: signal.Signals = signal.SIGTERM,
     memory: int | None = None,
     cpus: int | None = None,
+    hidden: Sequence[Path] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process that gets `death_signal` when the calling thread ends, however it ends.
 
-    `memory` bounds its address space in bytes, `cpus` the number of processors it may use. Raises FileNotFoundError
-    when the program does not exist or may not be executed.
+    `memory` bounds its address space in bytes, `cpus` the number of processors it may use. Where `hidden` is given,
+    neither it nor what it starts can read or change these files and folders (`cwd` is exempt), or signal processes
+    outside, as far as the kernel can: see fence.py. Raises FileNotFoundError when the program does not exist or may not
+    be executed.
     """
     program = shutil.which(argv[0])
     if program is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
     limits = ("" if memory is None else str(memory), "" if cpus is None else str(cpus))
-    launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(int(death_signal)), *limits)
+    fence = ("", "") if hidden is None else (str(_FENCE), str(len(hidden)), *map(str, hidden))
+    own = (str(os.getpid()), str(int(death_signal)), *limits, *fence)
+    launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *own)
     return subprocess.Popen(
         [*launcher, os.path.abspath(program), *argv[1:]],
         env=None if env is None else dict(env),

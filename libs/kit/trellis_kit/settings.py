@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
 from trellis_kit import logs
@@ -33,6 +33,13 @@ class Settings(BaseModel):
     """Base of a service's settings; every field carries a description, which is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    _secret_files: tuple[Path, ...] = PrivateAttr(())
+
+    @property
+    def secret_files(self) -> tuple[Path, ...]:
+        """The files that secrets were read from."""
+        return self._secret_files
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ def load(
     flags = vars(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
 
     values: dict[str, object] = {}
+    secret_files: list[Path] = []
     origins: dict[str, tuple[str, str]] = {}
     for option in options:
         raw: object
@@ -185,6 +193,8 @@ def load(
             continue
         origins[option.field] = (origin, "its content" if option.is_secret else _shown(raw))
         values[option.field] = _read_secret(prog, origin, str(raw)) if option.is_secret else raw
+        if option.is_secret:
+            secret_files.append(Path(str(raw)))
 
     try:
         settings = cls.model_validate(values)
@@ -200,6 +210,7 @@ def load(
             _refuse(prog, f"{option.flags[0]} (or {option.variable})", "its absence", message)
         _refuse(prog, "the settings together", "this combination", message)
 
+    settings._secret_files = tuple(secret_files)
     for stock in stock_flags:
         if flags.get(_stock_dest(stock)) is not None:
             logs.early(f"{stock.names[0]} is accepted because Flower's program has it: {stock.note}")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from trellis_wire import config, fab
 from trellis_wire.pb.appio import appio_pb2
+
+_RUNS: Final = 64
+"""Runs whose folders are kept; a ClientApp's executor is not told when a run is over."""
 
 
 class AppProblem(Exception):
@@ -26,17 +31,18 @@ class App:
 
 
 class Apps:
-    """Unpacks each FAB once. Everything lies below `root` and goes away with `close()`."""
+    """Unpacks a FAB for each run, which may do with its copy what it likes. Everything lies below `root` and goes away
+    with `close()`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._unpacked: dict[str, fab.FabInfo] = {}
+        self._unpacked: OrderedDict[int, fab.FabInfo] = OrderedDict()  # the run used last comes last
 
     async def open(self, run: appio_pb2.RunInfo, fetch: Callable[[str], Awaitable[bytes]]) -> App:
         """The app of a run; `fetch` gets a FAB by its hash. AppProblem."""
-        app_dir = self._root / "apps" / run.fab_hash
-        info = self._unpacked.get(run.fab_hash)
-        if info is None:
+        app_dir, work_dir = self._folder(run.run_id) / "app", self._folder(run.run_id) / "work"
+        info = self._unpacked.get(run.run_id)
+        if info is None or info.fab_hash != run.fab_hash:
             content = await fetch(run.fab_hash)
             if fab.fab_hash(content) != run.fab_hash:
                 raise AppProblem(f"The FAB that arrived is not {run.fab_hash}: its SHA-256 differs.")
@@ -46,18 +52,24 @@ class Apps:
                 info = fab.unpack(content, app_dir)
             except fab.FabError as error:
                 raise AppProblem(f"The app cannot be unpacked: {error}") from error
-            self._unpacked[run.fab_hash] = info
+            self._unpacked[run.run_id] = info
+        self._unpacked.move_to_end(run.run_id)
+        while len(self._unpacked) > _RUNS:
+            self.forget(next(iter(self._unpacked)))
         try:
             run_config = config.fuse(info.config, config.from_appio(run.override_config))
         except config.ConfigError as error:
             raise AppProblem(str(error)) from error
-        work_dir = self._root / "runs" / str(run.run_id)
-        work_dir.mkdir(parents=True, exist_ok=True)
+        work_dir.mkdir(exist_ok=True)
         return App(info, app_dir, work_dir, run_config)
 
+    def _folder(self, run_id: int) -> Path:
+        return self._root / "runs" / str(run_id)
+
     def forget(self, run_id: int) -> None:
-        """Remove what a run left in its folder."""
-        shutil.rmtree(self._root / "runs" / str(run_id), ignore_errors=True)
+        """Remove what a run has in its folder."""
+        self._unpacked.pop(run_id, None)
+        shutil.rmtree(self._folder(run_id), ignore_errors=True)
 
     def close(self) -> None:
         """Remove everything."""

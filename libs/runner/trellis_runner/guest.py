@@ -1,7 +1,10 @@
 """The guest: hosts one Flower App's code. Run by the app's own interpreter (Python 3.9 or later), it needs nothing but
 the standard library and flwr.
 
-    PYTHON guest.py FD
+    PYTHON guest.py FD FENCE
+
+FENCE is the path of trellis_kit/fence.py, which keeps apps away from each other's folders; what none of them may see
+the runner has hidden already.
 
 The process on socket FD is the zygote: it imports what apps have in common once and forks for each piece of work. A
 fork gets its own socket, standard output and standard error from the runner and speaks frames (frames.py): 4 bytes
@@ -22,6 +25,7 @@ import atexit
 import ctypes
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import random
@@ -439,7 +443,15 @@ def tell(error: BaseException, work: Header) -> str | None:
     return text
 
 
-def run_client(flower: Flower, wire: Wire, before: set[str]) -> None:
+def move_in(work: Header, fence: Any) -> None:
+    """The run's folders become this process's own, and all it can reach of the executor's; no app's code ran before."""
+    fence.allow(work["app_dir"], work["work_dir"])
+    fence.close()
+    os.environ["HOME"] = work["work_dir"]
+    os.environ["FLWR_HOME"] = os.path.join(work["work_dir"], ".flwr")
+
+
+def run_client(flower: Flower, wire: Wire, before: set[str], fence: Any) -> None:
     """One message after the other as long as the runner sends any (one, unless it keeps the guest for the run)."""
     app: Any = None
     sys.argv = ["flwr-clientapp"]
@@ -448,6 +460,8 @@ def run_client(flower: Flower, wire: Wire, before: set[str]) -> None:
         if given is None:
             return
         work, buffers = given
+        if app is None:
+            move_in(work, fence)
         frame, code = Frame(), LOAD_FAILED
         try:
             flower.identify(work["run_id"], work["node_id"], work["task_id"])
@@ -479,11 +493,12 @@ def run_client(flower: Flower, wire: Wire, before: set[str]) -> None:
         del message, context, reply, answer, frame
 
 
-def run_server(flower: Flower, wire: Wire, before: set[str]) -> None:
+def run_server(flower: Flower, wire: Wire, before: set[str], fence: Any) -> None:
     given = wire.receive()
     if given is None:
         return
     work, buffers = given
+    move_in(work, fence)  # before there is a second thread, which would stay outside
     sys.argv = ["flwr-serverapp"]
     calls, frame = Calls(wire), Frame()
     try:
@@ -537,7 +552,7 @@ def outside(before: set[str], app_dir: str) -> list[str]:
 
 
 def in_fork(
-    flower: Flower, kind: str, descriptors: Sequence[int], foreign: Iterable[int], before: set[str]
+    flower: Flower, kind: str, descriptors: Sequence[int], foreign: Iterable[int], before: set[str], fences: Any
 ) -> NoReturn:
     """Everything a fork does. `foreign` are the zygote's own descriptors."""
     code = 1
@@ -558,7 +573,8 @@ def in_fork(
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()
         wire = Wire(socket.socket(fileno=work))
-        (run_server if kind == "server" else run_client)(flower, wire, before)
+        fence = fences.Fence(hidden=[os.getcwd()], guarded=interpreter())
+        (run_server if kind == "server" else run_client)(flower, wire, before, fence)
         code = 0
         end_as_python_does()
     except BaseException:
@@ -566,6 +582,11 @@ def in_fork(
     finally:
         flush()
         os._exit(code)
+
+
+def interpreter() -> list[str]:
+    """Where this interpreter's code lies: who changed it would be in every app that comes after."""
+    return [sys.prefix, sys.base_prefix, sys.executable, *(path for path in sys.path if os.path.isabs(path))]
 
 
 def end_as_python_does() -> None:
@@ -611,8 +632,9 @@ def kill_below(pid: int, keep: Iterable[int] = ()) -> None:
 class Zygote:
     """Takes orders from the runner, one packet each, and tells it what happens."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, fences: Any) -> None:
         self.control = control
+        self.fences = fences  # the module
         self.running: dict[int, int] = {}  # process id -> the runner's number
         self.before: set[str] = set()
         self.wake, self.waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -664,7 +686,7 @@ class Zygote:
         pid = os.fork()
         if pid == 0:
             foreign = (self.control.detach(), self.wake, self.waker)
-            in_fork(flower, order["kind"], descriptors, foreign, self.before)
+            in_fork(flower, order["kind"], descriptors, foreign, self.before, self.fences)
         for descriptor in descriptors:
             os.close(descriptor)
         self.running[pid] = order["number"]
@@ -698,13 +720,23 @@ class Zygote:
                 self.tell(op="ended", number=number, code=os.waitstatus_to_exitcode(status))
 
 
+def load_file(path: str) -> Any:
+    """A module by its path, under a name that no app asks for."""
+    spec = importlib.util.spec_from_file_location("trellis_fence", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if path != here]  # the runner's own modules are none of the app's
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     try:
-        Zygote(control).serve()
+        Zygote(control, load_file(sys.argv[2])).serve()
     except OSError:
         pass  # the runner is gone in the middle of a word
     finally:

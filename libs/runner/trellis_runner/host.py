@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trellis_kit import processes
+from trellis_kit import fence, processes
 from trellis_kit.lifecycle import Fatal
 
 from trellis_runner.logs import Sink
@@ -25,20 +25,17 @@ _ENVIRONMENT_PREFIXES = ("LC_", "OPENBLAS_", "OMP_", "MKL_", "NUMEXPR_", "CUDA_"
 
 @dataclass(frozen=True)
 class GuestSettings:
-    """What an operator decides about guests. `memory` in bytes of address space, `cpus` a number of processors."""
+    """What an operator decides about guests: `hidden` are files and folders that they can neither read nor change,
+    `memory` is in bytes of address space, `cpus` a number of processors."""
 
     python: Path
     work_root: Path
     app_env: Sequence[str] = ()
     app_secrets: Sequence[Path] = ()
+    hidden: Sequence[Path] = ()
     memory: int | None = None
     cpus: int | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-
-    @property
-    def home(self) -> Path:
-        """The home directory of apps."""
-        return self.work_root / "home"
 
     def environment(self) -> dict[str, str]:
         """Everything a guest finds in its environment: nothing of Trellis's, and what the operator named."""
@@ -52,15 +49,14 @@ class GuestSettings:
             found[f"APP_SECRET_{path.stem.upper().replace('-', '_').replace('.', '_')}"] = str(path.absolute())
         return {
             **found,
-            "HOME": str(self.home),
-            "FLWR_HOME": str(self.home / ".flwr"),
+            "HOME": str(self.work_root),  # until there is work: then its folder
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
 
     def start(self) -> Start:
         """How the interpreter is started."""
-        return Start(self.python, self.work_root, self.environment(), self.memory, self.cpus)
+        return Start(self.python, self.work_root, self.environment(), self.memory, self.cpus, self.hidden)
 
 
 class GuestHost:
@@ -82,12 +78,17 @@ class GuestHost:
 
     async def start(self) -> None:
         """Start the interpreter and import flwr. GuestProblem when it cannot host apps."""
-        self._settings.home.mkdir(parents=True, exist_ok=True)
+        self._settings.work_root.mkdir(parents=True, exist_ok=True)
         zygote = self._zygote = await Zygote.start(self._settings.start())
         self.flwr_version = zygote.flwr_version
         zygote.gone.add_done_callback(lambda _: self._sweep())
         zygote.preimport([name for name in self._known if name not in self._never])
         _log.info("Apps are hosted by %s with flwr %s", self._settings.python, self.flwr_version)
+        if not fence.version():
+            _log.warning(
+                "This kernel has no Landlock: apps can read and change whatever the user of this executor can; see "
+                "docs/limits.md"
+            )
 
     async def start_or_fatal(self) -> None:
         """Start as a service does: what keeps apps from being hosted ends it with one sentence."""

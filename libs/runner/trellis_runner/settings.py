@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,11 @@ class ExecutorSettings(Settings):
     app_secret: list[Path] = Field(
         [], description="File that apps may read; its path is in APP_SECRET_<NAME>; may be given several times"
     )
+    app_hidden: list[Path] = Field(
+        [],
+        description="File or folder that apps can neither read nor change, besides this executor's own secrets; may be "
+        "given several times",
+    )
     guest_memory: Bytes | None = Field(
         None, description="Address space of a guest, for example 4GiB; default: no limit"
     )
@@ -64,7 +70,9 @@ class ExecutorSettings(Settings):
         """Where everything of this executor lies, and whether it goes away with it."""
         if self.work_dir is not None:
             return self.work_dir.absolute(), False
-        return Path(tempfile.mkdtemp(prefix="trellis-executor-")), True
+        # Beside a hidden folder apps cannot make files, and they may count on /tmp.
+        place = _PLACE if os.access(_PLACE, os.W_OK) else None
+        return Path(tempfile.mkdtemp(prefix="trellis-executor-", dir=place)), True
 
     def guest_settings(self, root: Path) -> GuestSettings:
         """How guests are hosted. Raises Fatal where there is no interpreter."""
@@ -83,10 +91,13 @@ class ExecutorSettings(Settings):
             work_root=root,
             app_env=self.app_env,
             app_secrets=self.app_secret,
+            hidden=(*self.secret_files, *(() if self.keyfile is None else (self.keyfile,)), *self.app_hidden),
             memory=self.guest_memory,
             cpus=self.guest_cpus,
         )
 
+
+_PLACE = "/var/tmp"
 
 _TOKENS = "executors get a token for each run they are handed"
 _INSTALL = "the environment of apps is the one of --guest-python"

@@ -9,12 +9,12 @@ import signal
 import socket
 import subprocess
 from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from trellis_kit import processes
+from trellis_kit import fence, processes
 
 from trellis_runner.frames import FrameSocket
 from trellis_runner.logs import LogPump, Sink
@@ -37,13 +37,15 @@ class GuestProblem(Exception):
 
 @dataclass(frozen=True)
 class Start:
-    """How to start an interpreter; `memory` in bytes of address space, `cpus` a number of processors."""
+    """How to start an interpreter in `folder`, which its guests see of only what their work names; `memory` in bytes of
+    address space, `cpus` a number of processors, `hidden` is out of its sight altogether."""
 
     python: Path
     folder: Path
     environment: Mapping[str, str]
     memory: int | None
     cpus: int | None
+    hidden: Sequence[Path] = ()
 
 
 def describe_end(code: int | None) -> str:
@@ -101,7 +103,7 @@ class Zygote:
         mine.setblocking(False)
         try:
             process = processes.spawn(
-                (str(start.python), "-u", str(_GUEST), str(theirs.fileno())),
+                (str(start.python), "-s", "-u", str(_GUEST), str(theirs.fileno()), fence.__file__),
                 env=start.environment,
                 cwd=start.folder,
                 stdin=subprocess.DEVNULL,
@@ -110,6 +112,7 @@ class Zygote:
                 death_signal=signal.SIGKILL,
                 memory=start.memory,
                 cpus=start.cpus,
+                hidden=start.hidden,
             )
         except OSError as error:
             mine.close()

@@ -113,6 +113,9 @@ class SuperLink:
             raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
         argv = [program, "--insecure", "--serverappio-api-address", _reachable(self.appio.bound)]
         argv += ["--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
+        for path in (*self.core.places, self.settings.ssl_keyfile, *self.settings.secret_files):
+            if path is not None:
+                argv += ["--app-hidden", str(path.absolute())]
         argv += ["--log-level", self.settings.log_level]
         if self.settings.join_token:
             self._secrets = TemporaryDirectory(prefix="trellis-superlink-")  # for its owner only

@@ -79,6 +79,10 @@ def _executor(settings: SupernodeSettings, address: str, token_file: Path) -> Se
     else:
         argv += ["--root-certificates", str(settings.ssl_ca_certfile)]
     argv += ["--join-token-file", str(token_file)]
+    secrets_here = (settings.state_dir, settings.ssl_keyfile, settings.auth_supernode_private_key)
+    for path in (*secrets_here, *settings.secret_files):
+        if path is not None:
+            argv += ["--app-hidden", str(path.absolute())]
     argv += ["--slots", str(settings.executor_slots), "--grace", str(settings.grace)]
     argv += ["--log-level", settings.log_level]
     if settings.guest_python is not None:

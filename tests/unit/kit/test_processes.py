@@ -49,7 +49,7 @@ def test_a_child_whose_parent_is_gone_before_it_begins_does_not_begin(tmp_path: 
     """Between fork and the request to the kernel the parent may die: the child finds another parent, and ends."""
     begun = tmp_path / "begun"
     program = (sys.executable, "-c", f"open({str(begun)!r}, 'w')")
-    argv = [sys.executable, "-c", processes._LAUNCHER, str(os.getpid() + 1), str(int(signal.SIGTERM)), "", ""]
+    argv = [sys.executable, "-c", processes._LAUNCHER, str(os.getpid() + 1), str(int(signal.SIGTERM)), "", "", "", ""]
     assert subprocess.run([*argv, *program], timeout=30).returncode == 128 + signal.SIGTERM
     assert not begun.exists()
     argv[3] = str(os.getpid())

@@ -103,8 +103,8 @@ class World:
     def app(self, head: str, body: str, **files: str) -> Path:
         """A folder with `main_app.py`, and further files by module name."""
         self._apps += 1
-        folder = self.folder / f"app-{self._apps}"
-        folder.mkdir()
+        folder = self.folder / f"apps/{self._apps}"
+        folder.mkdir(parents=True)
         indented = textwrap.indent(textwrap.dedent(body), "    ")
         (folder / "main_app.py").write_text(head + indented)
         for name, content in files.items():
@@ -162,12 +162,13 @@ class World:
 
     async def start(self, kind: Kind, body: str, **more: Any) -> Guest:
         """A guest that works."""
+        app = self.app(CLIENT if kind == "client" else SERVER, body)
         guest = await self.host.fork(kind, self.sink)
         if kind == "client":
-            await self.send(guest, self.app(CLIENT, body), **more)
+            await self.send(guest, app, **more)
         else:
             frame = FrameRecords()
-            await guest.frames.send(self.server_work(self.app(SERVER, body), frame, **more), frame.buffers)
+            await guest.frames.send(self.server_work(app, frame, **more), frame.buffers)
         return guest
 
     def server_work(self, app: Path, frame: FrameRecords, **more: Any) -> Header:
@@ -205,7 +206,12 @@ def instruction(**changes: Any) -> Metadata:
 def settings(python: Path, folder: Path, **more: Any) -> GuestSettings:
     """Settings of a host below `folder`."""
     root = folder / "root"
-    root.mkdir(exist_ok=True)
+    for each in (
+        root,
+        folder / "apps",
+        folder / "work",
+    ):  # what comes after the host cannot be seen beside what it hides
+        each.mkdir(exist_ok=True)
     return GuestSettings(python, root, **more)
 
 

@@ -92,7 +92,7 @@ class Database:
 
     def __init__(self, path: Path, signals: Signals) -> None:
         self._signals = signals
-        self._path = path
+        self.path = path
         self._inode: tuple[int, int] | None = None
         self._gone = False
         self._loop = asyncio.get_running_loop()
@@ -152,11 +152,11 @@ class Database:
 
     def _in_place(self) -> None:
         """TryAgainLater when our file is no longer at its path: what is written to a deleted file goes with us."""
-        there = _inode(self._path) == self._inode
+        there = _inode(self.path) == self._inode
         if not there and not self._gone:
             _log.error(
                 "The database %s was deleted, moved or replaced while in use; nothing is taken until it is back",
-                self._path,
+                self.path,
             )
         self._gone = not there
         if not there:

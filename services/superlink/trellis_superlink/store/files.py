@@ -68,12 +68,12 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._root = root
+        self.root = root
         self._store = LocalStore(root)
 
     def begin(self, object_id: str) -> Incoming:
         """Starts a new file for the object; blocks briefly."""
-        return Incoming(self._root, f"{object_id[:2]}/{object_id}-{secrets.token_hex(4)}")
+        return Incoming(self.root, f"{object_id[:2]}/{object_id}-{secrets.token_hex(4)}")
 
     async def read(self, location: str, start: int, length: int) -> memoryview:
         """A range of a file. FileNotFoundError when it was freed meanwhile; TryAgainLater on input/output errors."""
@@ -96,7 +96,7 @@ class Files:
         """Removes what no row names, of the files that this class has written; how many. Blocks; only before anybody
         writes."""
         removed = 0
-        for folder in os.scandir(self._root):
+        for folder in os.scandir(self.root):
             if len(folder.name) != 2 or not folder.is_dir(follow_symlinks=False):
                 continue
             for file in os.scandir(folder.path):

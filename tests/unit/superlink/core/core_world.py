@@ -201,7 +201,7 @@ class World:
         )
 
     def files(self) -> list[Path]:
-        root = self.core._ground.files._root
+        root = self.core._ground.files.root
         return sorted(path for path in root.rglob("*") if path.is_file())
 
     async def details(self, run_id: int) -> Run:
