@@ -19,6 +19,7 @@ import pytest
 from edge_world import OPTIONS, Executor, Hosted, Letter, StockNode, make_fab, records
 from grpc import StatusCode
 from trellis_kit.federation import Addresses, Federation, Plan, Role
+from trellis_testing import Peer
 from trellis_testing.environment import clean_environment
 from trellis_wire.messages import Metadata, encode_message_object
 from trellis_wire.objects import Tree, encode_object, object_id
@@ -68,7 +69,7 @@ class Case:
 class Log:
     """The lines of a role's log that are written from now on."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Peer) -> None:
         self._role = role
         self._skip = len(self._all())
 
@@ -292,3 +293,36 @@ async def _stay(executor: Executor) -> None:
     while True:
         executor.report(alive=True)
         await asyncio.sleep(5)
+
+
+@asynccontextmanager
+async def site(folder: Path, fab: bytes, **plan: Any) -> AsyncIterator[tuple[Federation, Hosted, int]]:
+    """A SuperNode with its ClientApp process, and a run of this app whose executor is made by hand."""
+    at = Addresses.free(1)
+    processes = Federation(Plan(folder, at, env=clean_environment(folder / "home"), **plan))
+    del processes.roles["serverapp"]
+    if "guest_python" not in plan:
+        del processes.roles["clientapp-1"]  # there is nothing that it could host apps with
+    processes.start()
+    alive: asyncio.Task[None] | None = None
+    try:
+        await processes.ready()
+        async with (
+            grpc.aio.insecure_channel(at.serverappio, options=OPTIONS) as appio,
+            grpc.aio.insecure_channel(at.control, options=OPTIONS) as control,
+        ):
+            executor = Executor(ServerAppIOStub(appio))
+            await executor.attend()
+            alive = asyncio.create_task(_stay(executor))
+            await ControlStub(control).StartRun(control_pb2.StartRunRequest(fab=run_pb2.Fab(content=fab)))
+            hosted = await executor.work()
+            await hosted.call("StartRunning", appio_pb2.StartRunningRequest())
+            async with asyncio.timeout(20):
+                while not (nodes := (await hosted.call("GetNodes", appio_pb2.GetNodesRequest())).nodes):
+                    await asyncio.sleep(0.05)
+            yield processes, hosted, nodes[0].node_id
+    finally:
+        if alive is not None:
+            alive.cancel()
+        print(processes.logs_for_people(200), file=sys.stderr)
+        await processes.stop()

@@ -20,7 +20,7 @@ from trellis_runner.room import join
 from trellis_runner.transfer import Transfer, pack
 from trellis_runner.zygote import GuestProblem, describe_end
 from trellis_wire import config
-from trellis_wire.messages import ErrorCode, MessageError, Metadata
+from trellis_wire.messages import ErrorCode, MessageError, Metadata, decode_message_object
 from trellis_wire.objects import Buffer, ObjectError, ObjectSource, Tree
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 from trellis_wire.records import Record, deflate, deflate_message, inflate, inflate_message
@@ -69,7 +69,14 @@ class TaskHost:
 
     async def _work_and_finish(self, pushed_logs: LogPush) -> None:
         tree, objects = await self._transfer.fetch(self._work.instruction)
-        instruction, error, records = inflate_message(tree, objects.__getitem__, assemble=join)
+        instruction, error, _ = decode_message_object(objects[tree.object_id])
+        try:
+            _, _, records = inflate_message(tree, objects.__getitem__, assemble=join)
+        except ObjectError as problem:  # a pickled array, for example: no other executor could read it either
+            reason = f"The instruction cannot be read: {problem}"
+            _log.warning("%s", reason)
+            await self._finish(*_error_reply(instruction, ErrorCode.UNKNOWN, reason))
+            return
         del objects
         try:
             request, sources = await self._reply(pushed_logs, instruction, error, records)

@@ -20,6 +20,7 @@ from trellis_runner.room import join
 from trellis_runner.transfer import Transfer, pack
 from trellis_runner.zygote import Guest, GuestProblem, describe_end
 from trellis_wire import config
+from trellis_wire.messages import ErrorCode, MessageError, decode_message_object
 from trellis_wire.objects import Buffer, ObjectError, ObjectSource
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 from trellis_wire.records import Record, deflate, inflate, inflate_message
@@ -255,7 +256,14 @@ class RunHost:
 
     async def _hand_over(self, guest: Guest, number: int, reply: appio_pb2.Reply) -> None:
         tree, objects = await self._transfer.fetch(reply.parcel)
-        metadata, error, records = inflate_message(tree, objects.__getitem__, assemble=join)
+        metadata, error, _ = decode_message_object(objects[tree.object_id])
+        records = None
+        try:
+            _, _, records = inflate_message(tree, objects.__getitem__, assemble=join)
+        except ObjectError as problem:
+            # A pickled array, for example: the bad reply of one site is no reason to end the run.
+            error = MessageError(ErrorCode.UNKNOWN, f"Node {metadata.src_node_id} sent a bad reply: {problem}")
+            _log.warning("%s", error.reason, extra={"message_id": tree.object_id})
         frame = FrameRecords()
         described = frame.describe_message(metadata, error, records)
         await guest.frames.send({"id": number, "message": described}, frame.buffers)
