@@ -19,9 +19,7 @@ setup: $(VENV)/.ready ## install Trellis and its tools into .venv
 
 # Hashed requirements decide what is installed; our own packages are editable on top.
 $(VENV)/.ready: requirements/dev.txt $(addsuffix /pyproject.toml,$(PACKAGES))
-	@bash scripts/make-venv $(PYTHON) $(VENV) requirements/dev.txt
-	@echo "Installing Trellis's own packages ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
+	@bash scripts/make-venv $(PYTHON) $(VENV) requirements/dev.txt $(PACKAGES)
 	@touch $@
 
 guest: $(GUEST)/.ready ## make the interpreter that hosts the example apps (flwr, scikit-learn)
