@@ -43,16 +43,14 @@ class CoreConfig:
     """What an operator decides about the core; times in seconds.
 
     `database` None keeps everything in temporary files that go away with the process. `storage_dir` None puts the
-    objects' files beside the database. `retention`: how long finished runs are kept, None for ever.
-    `artifact_limit`: bytes of what a run leaves behind. `executor_hint` ends the notice that pending runs get when no
-    executor shows up.
+    objects' files beside the database. `retention`: how long finished runs are kept, None for ever. `executor_hint`
+    ends the notice that pending runs get when no executor shows up.
     """
 
     database: Path | None = None
     storage_dir: Path | None = None
     retention: float | None = None
     open_registration: bool = True
-    artifact_limit: int = 4 * 1024**3
     executor_lost_after: float = 30.0
     executor_absent_after: float = 10.0
     executor_hint: str = "Start one: flwr-serverapp --serverappio-api-address <this SuperLink>:9091"
@@ -100,7 +98,7 @@ class Core:
             absent_after=config.executor_absent_after,
             hint=config.executor_hint,
         )
-        self.artifacts = Artifacts(ground, self.objects, config.artifact_limit)
+        self.artifacts = Artifacts(ground, self.objects)
         self._retention = (
             None
             if config.retention is None
