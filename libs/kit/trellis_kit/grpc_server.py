@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from grpc_health.v1._async import HealthServicer
 
 from trellis_kit import certificates, handshakes
 from trellis_kit.lifecycle import Fatal
+from trellis_kit.moves import end_when_moved
 from trellis_kit.tls import ServerTls, server_credentials
 
 _log = logging.getLogger(__name__)
@@ -62,10 +64,12 @@ class GrpcServer:
             handshakes.watch(number, name, partial(certificates.describe_names, tls.certfile))
         self.bound = f"{host}:{number}"
         self._tls = tls is not None
+        self._moves: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Serve, and answer SERVING to health checks."""
         await self.server.start()
+        self._moves = asyncio.create_task(end_when_moved(self.bound), name=f"{self.name}-moves")
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         _log.info(
             "%s listens on %s%s",
@@ -77,5 +81,7 @@ class GrpcServer:
 
     async def stop(self, grace: float) -> None:
         """Answer NOT_SERVING, refuse new calls and end the running ones after `grace` seconds."""
+        if self._moves is not None:
+            self._moves.cancel()
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import uvicorn
 
 from trellis_kit.lifecycle import Fatal
+from trellis_kit.moves import end_when_moved
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class HttpServer:
         self.bound = address
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
+        self._moves: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Bind and serve. Raises Fatal for an address that is taken."""
@@ -69,6 +71,7 @@ class HttpServer:
         )
         self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve([listening]), name=self.name)
+        self._moves = asyncio.create_task(end_when_moved(self.bound), name=f"{self.name}-moves")
         _log.info(
             "%s listens on %s without TLS",
             self.name,
@@ -78,6 +81,8 @@ class HttpServer:
 
     async def stop(self, grace: float) -> None:
         """Close the port; requests under way get `grace` seconds."""
+        if self._moves is not None:
+            self._moves.cancel()
         if self._server is not None and self._task is not None:
             self._server.config.timeout_graceful_shutdown = max(1, round(grace))
             self._server.should_exit = True
