@@ -15,6 +15,7 @@ from trellis_runner.executor import Executor
 from trellis_runner.host import GuestHost
 from trellis_runner.ops import ops_port
 from trellis_runner.settings import STOCK_FLAGS, VERSION
+from trellis_runner.transfer import without_copies
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 
 from trellis_clientapp.guests import Guests
@@ -35,6 +36,7 @@ async def serve(settings: ClientAppSettings, stop: Stop, *, subreaper: bool = Fa
         await guests.prepare()
         async with settings.channel(settings.clientappio_api_address, "--clientappio-api-address") as channel:
             stub = appio_pb2_grpc.ClientAppIOStub(channel)
+            without_copies(stub, channel, "trellis.appio.v1.ClientAppIO")
             attendance = Attendance(stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token)
 
             def begin(work: appio_pb2.Work) -> TaskHost:

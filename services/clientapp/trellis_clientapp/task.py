@@ -68,7 +68,13 @@ class TaskHost:
                 self._guests.background(self._guests.prepare())
 
     async def _work_and_finish(self, pushed_logs: LogPush) -> None:
-        tree, objects = await self._transfer.fetch(self._work.instruction)
+        try:
+            tree, objects = await self._transfer.fetch(self._work.instruction)
+        except grpc.aio.AioRpcError as refusal:
+            if not is_unwanted(refusal):
+                raise
+            _log.warning("The SuperNode does not want this task any more: %s", refusal.details())
+            return
         instruction, error, _ = decode_message_object(objects[tree.object_id])
         try:
             _, _, records = inflate_message(tree, objects.__getitem__, assemble=join)

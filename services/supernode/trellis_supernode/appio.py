@@ -11,16 +11,18 @@ from typing import Any, Final
 
 import grpc
 from trellis_kit import logs
+from trellis_wire.bulk import Malformed, decode_part, encode_part
 from trellis_wire.objects import ObjectError
-from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
+from trellis_wire.pb.appio import appio_pb2
 
 from trellis_supernode.app_logs import AppLogs
 from trellis_supernode.desk import Orders, Task
 from trellis_supernode.node import Node
-from trellis_supernode.objects import Writer
+from trellis_supernode.objects import NotComing
 
 _log = logging.getLogger(__name__)
 
+SERVICE: Final = "trellis.appio.v1.ClientAppIO"
 PART: Final = 1024 * 1024
 SILENCE = 30.0
 """Seconds without a report after which an executor's stream is ended; it sends one every 5 s."""
@@ -32,13 +34,33 @@ STOCK_SENTENCE: Final = (
 )
 
 
-class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
+class ClientAppIO:
     """The service. `join_token` None lets everybody attend who reaches the port."""
 
     def __init__(self, node: Node, join_token: str | None) -> None:
         self._node = node
         self._join_token = join_token
         self._app_logs = AppLogs()
+
+    def handler(self) -> Any:
+        """For `add_generic_rpc_handlers`. The calls that move models take and give bytes, without protobuf's copies."""
+        methods = {
+            "Attend": grpc.stream_stream_rpc_method_handler(
+                self.attend,
+                request_deserializer=appio_pb2.ExecutorReport.FromString,
+                response_serializer=appio_pb2.Order.SerializeToString,
+            ),
+            "PullObjects": grpc.unary_stream_rpc_method_handler(
+                self.pull_objects, request_deserializer=appio_pb2.PullObjectsRequest.FromString
+            ),
+            "PushObjects": grpc.stream_unary_rpc_method_handler(
+                self.push_objects, response_serializer=appio_pb2.PushObjectsResponse.SerializeToString
+            ),
+            "GetFab": _unary(self.get_fab, appio_pb2.GetFabRequest),
+            "PushLogs": _unary(self.push_logs, appio_pb2.PushLogsRequest),
+            "FinishTask": _unary(self.finish_task, appio_pb2.FinishTaskRequest),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _task(self, context: Any) -> Task:
         task = self._node.desk.tasks.get(_header(context, "trellis-token"))
@@ -49,7 +71,7 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
 
     # ---- attending -----------------------------------------------------------------------------------------
 
-    async def Attend(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def attend(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Open for as long as the executor is there."""
         if self._join_token is not None and not hmac.compare_digest(
             _header(context, "trellis-join-token").encode(), self._join_token.encode()
@@ -97,7 +119,7 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
 
     # ---- what a task needs ---------------------------------------------------------------------------------
 
-    async def GetFab(self, request: Any, context: Any) -> Any:
+    async def get_fab(self, request: Any, context: Any) -> Any:
         """The FAB of the task's run."""
         task = await self._task(context)
         content = await asyncio.to_thread(self._node.runs.fab, task.run_id, request.fab_hash)
@@ -106,45 +128,36 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
         assert content is not None
         return appio_pb2.GetFabResponse(fab_hash=request.fab_hash, content=content)
 
-    async def PullObjects(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        """Objects of the task's run, one after the other."""
+    async def pull_objects(self, request: Any, context: Any) -> AsyncIterator[bytes]:
+        """Objects of the task's run, one after the other, each as soon as it is here; as serialized parts."""
         task, store = await self._task(context), self._node.store
         for object_id in request.object_ids:
             try:
-                offset, size = 0, store.size(task.run_id, object_id)
-                async for data in store.parts(task.run_id, object_id, PART):
-                    yield appio_pb2.ObjectPart(object_id=object_id, offset=offset, size=size, data=data)
-                    offset += len(data)
-            except KeyError:
+                async for part in store.parts(task.run_id, object_id, PART):
+                    yield encode_part(part.object_id, part.offset, part.size, part.data)
+            except NotComing:
+                if self._node.intake.awaits(task.message_id):
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, f"Object {object_id} was held up; ask again.")
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"The run has no object {object_id} here.")
 
-    async def PushObjects(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:
-        """Objects of the task's reply; verified while they come."""
+    async def push_objects(self, request_iterator: AsyncIterator[bytes], context: Any) -> Any:
+        """Objects of the task's reply in serialized parts; verified while they come."""
         task = await self._task(context)
-        writer: Writer | None = None
-        stored: list[str] = []
+        inflow = self._node.store.inflow(task.run_id)
         try:
-            async for part in request_iterator:
-                if writer is None:
-                    writer = self._node.store.writer(task.run_id, part.object_id, part.size)
-                if part.object_id != writer.object_id:
-                    raise ObjectError("An object's parts were followed by another object's before it was whole.")
-                await writer.add(part.offset, part.data)
-                if writer.complete:
-                    await writer.finish()
-                    stored.append(writer.object_id)
-                    writer = None
-        except ObjectError as error:
+            async for data in request_iterator:
+                await inflow.add(decode_part(data))
+            await inflow.finish()
+        except (ObjectError, Malformed) as error:
             _log.warning("An object was refused: %s", error, extra={"run_id": task.run_id, "peer": context.peer()})
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except OSError as error:
             await _no_room(context, error)
         finally:
-            if writer is not None:
-                writer.close()
-        return appio_pb2.PushObjectsResponse(stored=stored)
+            await inflow.close()
+        return appio_pb2.PushObjectsResponse(stored=inflow.arrived)
 
-    async def PushLogs(self, request: Any, context: Any) -> Any:
+    async def push_logs(self, request: Any, context: Any) -> Any:
         """Lines of an app; those of a task that has just ended are taken too."""
         token = _header(context, "trellis-token")
         task = self._node.desk.tasks.get(token)
@@ -154,7 +167,7 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "There is no task with this token (any more).")
         return appio_pb2.PushLogsResponse()
 
-    async def FinishTask(self, request: Any, context: Any) -> Any:
+    async def finish_task(self, request: Any, context: Any) -> Any:
         """The reply. Answered without missing objects only once it is durable."""
         token = _header(context, "trellis-token")
         task = self._node.desk.tasks.get(token)
@@ -172,6 +185,14 @@ class ClientAppIO(appio_pb2_grpc.ClientAppIOServicer):
             except (sqlite3.Error, OSError) as error:
                 await _no_room(context, error)
         return appio_pb2.FinishTaskResponse(missing_objects=missing)
+
+
+def _unary(handler: Any, request: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(
+        handler,
+        request_deserializer=request.FromString,
+        response_serializer=lambda answer: answer.SerializeToString(),
+    )
 
 
 async def _no_room(context: Any, error: Exception) -> None:

@@ -133,10 +133,15 @@ class Desk:
     def stop_run(self, run_id: int) -> None:
         """End every task of a run."""
         for task in self.of_run(run_id):
-            executor = self.executors.get(task.executor_id or "")
-            if executor is not None and executor.orders is not None:
-                executor.orders.put_nowait(appio_pb2.Order(stop=task.token))
-            self.remove(task.token)
+            self.stop(task.token)
+
+    def stop(self, token: str) -> None:
+        """End a task, whoever works on it."""
+        task = self.tasks.get(token)
+        executor = self.executors.get(task.executor_id or "") if task is not None else None
+        if executor is not None and executor.orders is not None:
+            executor.orders.put_nowait(appio_pb2.Order(stop=token))
+        self.remove(token)
 
     def pause(self) -> None:
         """Hand out no more tasks."""

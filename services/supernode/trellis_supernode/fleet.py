@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import grpc
@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trellis_kit import logs
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.retry import Backoff
+from trellis_wire.bulk import Part, decode_part, encode_part
 from trellis_wire.identity import public_pem, sign_headers_grpc
 from trellis_wire.objects import Tree
+from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import fleet_pb2, fleet_pb2_grpc, message_pb2, node_pb2, run_pb2
 
 _log = logging.getLogger(__name__)
@@ -22,6 +24,9 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_INTERVAL: Final = 30.0
 """Seconds announced to the SuperLink; the node is offline after two of them without a sign (Flower 1.20-1.42)."""
 CAPABILITIES: Final = ("trellis-capabilities", "inline")
+OBJECTS: Final = "objects"
+"""What a SuperLink announces that takes and hands out objects in parts (NodeObjects)."""
+PART: Final = 1024 * 1024
 CHANNEL_OPTIONS: Final = (
     # Heartbeats bring an answer every 20 s, so that a ping is sent only where the network is gone without a word, and
     # then the connection is given up within a minute.
@@ -57,6 +62,10 @@ class NotLetIn(Exception):
     """The SuperLink does not accept this node; says what the operator can do."""
 
 
+class Interrupted(Exception):
+    """A stream of objects broke; what is still missing can be asked for again."""
+
+
 class ObjectGone(Exception):
     """An object of an instruction is not at the SuperLink (any more)."""
 
@@ -74,14 +83,27 @@ class FleetClient:
         *,
         max_retries: int | None = None,
         max_wait: float | None = None,
+        explain: Callable[[], Awaitable[str | None]] | None = None,
     ) -> None:
+        """`explain` says what stands against the connection where it is TLS (see trellis_kit.channel)."""
         self._stub: Any = fleet_pb2_grpc.FleetStub(channel)
+        # Without (de)serializers: parts are read and written without protobuf's copies.
+        service = "/trellis.appio.v1.NodeObjects/"
+        self._pull_objects: Any = channel.unary_stream(
+            service + "PullObjects", appio_pb2.PullObjectsRequest.SerializeToString, None
+        )
+        self._push_objects: Any = channel.stream_unary(
+            service + "PushObjects", None, appio_pb2.PushObjectsResponse.FromString
+        )
         self._key = key
         self._max_retries = max_retries
         self._max_wait = max_wait
+        self._explain = explain
+        self._told: str | None = None
         self.node_id = 0
         self._joined = asyncio.Event()
         self.inline = False  # whether the SuperLink announced that it speaks our fields
+        self.streams = False  # whether it announced NodeObjects
         self.reachable: bool | None = None  # None: not tried yet
 
     @property
@@ -135,8 +157,8 @@ class FleetClient:
         call = getattr(self._stub, method)(request, metadata=metadata, timeout=timeout)
         answer = await call
         if method == "PullMessages":
-            announced = dict(await call.initial_metadata())
-            self.inline = CAPABILITIES[1] in str(announced.get(CAPABILITIES[0], ""))
+            announced = str(dict(await call.initial_metadata()).get(CAPABILITIES[0], "")).split(",")
+            self.inline, self.streams = CAPABILITIES[1] in announced, OBJECTS in announced
         return answer
 
     # ---- life ----------------------------------------------------------------------------------------------
@@ -225,6 +247,50 @@ class FleetClient:
                 return content
             await backoff.wait()
         raise ObjectGone(f"Object {object_id} did not arrive at the SuperLink.")
+
+    async def pull_objects(self, run_id: int, object_ids: Sequence[str]) -> AsyncIterator[Part]:
+        """Objects in parts, one after the other, where `streams`. Malformed, RunOver, Refused; Interrupted."""
+        request = appio_pb2.PullObjectsRequest(object_ids=object_ids)
+        call = self._pull_objects(request, metadata=await self._stream_metadata(run_id))
+        try:
+            async for data in call:
+                yield decode_part(data)
+        except grpc.aio.AioRpcError as error:
+            raise self._stream_problem("PullObjects", error) from error
+        finally:
+            call.cancel()
+
+    async def push_objects(self, run_id: int, parts: AsyncIterator[Part]) -> set[str]:
+        """Sends objects in parts, where `streams`; those that the SuperLink has now. RunOver, Refused; Interrupted."""
+
+        async def encoded() -> AsyncIterator[bytes]:
+            async for part in parts:
+                yield encode_part(part.object_id, part.offset, part.size, part.data)
+
+        call = self._push_objects(encoded(), metadata=await self._stream_metadata(run_id))
+        try:
+            return set((await call).stored)
+        except grpc.aio.AioRpcError as error:
+            raise self._stream_problem("PushObjects", error) from error
+        finally:
+            call.cancel()
+
+    async def _stream_metadata(self, run_id: int) -> tuple[tuple[str, str | bytes], ...]:
+        await self._joined.wait()
+        about = (("trellis-node-id", str(self.node_id)), ("trellis-run-id", str(run_id)))
+        return (*sign_headers_grpc(self._key), *about, (logs.REQUEST_ID, logs.request_id()))
+
+    def _stream_problem(self, method: str, error: grpc.aio.AioRpcError) -> Exception:
+        """Where the SuperLink is away or does not let the node in for now, other calls find out and wait for it."""
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            self.streams = False  # an older SuperLink has taken its place
+        elif (
+            error.code() not in (*_TRANSIENT, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.CANCELLED)
+            # What grpc.aio makes of a connection that breaks while a request stream writes (seen in 1.85).
+            and not (error.details() or "").startswith("Internal error from Core")
+        ):
+            return _meaning(method, error)
+        return Interrupted(f"{method}: {error.details() or error.code().name}")
 
     async def push(
         self, message: message_pb2.Message, tree: Tree, runtime: float, inline: Sequence[tuple[str, bytes]]

@@ -6,17 +6,19 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
 from trellis_kit import logs
+from trellis_kit.retry import Backoff
+from trellis_wire.bulk import Malformed
 from trellis_wire.messages import ErrorCode, Metadata
 from trellis_wire.objects import ObjectError, Tree
 from trellis_wire.pb.edge import fleet_pb2, message_pb2
 
-from trellis_supernode.fleet import FleetClient, ObjectGone, Refused, RunOver
+from trellis_supernode.fleet import FleetClient, Interrupted, ObjectGone, Refused, RunOver
 from trellis_supernode.ledger import Ledger, TaskRow
 from trellis_supernode.metrics import Metrics
 from trellis_supernode.objects import ObjectStore, verified
@@ -26,7 +28,7 @@ from trellis_supernode.waiting import cancel, gather
 _log = logging.getLogger(__name__)
 
 PARALLEL: Final = 3
-"""Objects that this node pulls at once, over all its runs; each is 20 MiB at most."""
+"""Objects that this node pulls at once from a SuperLink of stock, over all its runs; each is 20 MiB at most."""
 _RECENT: Final = 2  # instructions of a run whose objects are kept for the next: evaluate and train share the model
 
 
@@ -37,7 +39,10 @@ class Owner(Protocol):
         """Whether the instruction is on the desk or has a reply already."""
 
     def accept(self, metadata: Metadata, tree: Tree) -> None:
-        """An instruction is complete and may be worked on."""
+        """An instruction may be worked on: its objects are here, or can be waited for at the store."""
+
+    def withdraw(self, message_id: str) -> None:
+        """An accepted instruction does not get complete: nobody is to work on it."""
 
     async def answer(self, instruction: Metadata, code: ErrorCode, reason: str) -> None:
         """The instruction gets an error for a reply."""
@@ -51,11 +56,12 @@ class _Arrival:
     metadata: Metadata
     tree: Tree
     work: asyncio.Task[None]
-    complete: bool  # on the desk (or answered) already
+    accepted: bool  # on the desk (or answered) already
 
 
 class Intake:
-    """Each instruction is in the ledger before the SuperLink is told that it arrived, and on the desk before that."""
+    """Each instruction is in the ledger, and its objects are kept, before the SuperLink is told that it arrived. It is
+    on the desk before that."""
 
     def __init__(
         self, fleet: FleetClient, ledger: Ledger, store: ObjectStore, runs: RunBook, metrics: Metrics, owner: Owner
@@ -67,18 +73,23 @@ class Intake:
         self._metrics = metrics
         self._owner = owner
         self._gate = asyncio.Semaphore(PARALLEL)
+        self._trouble = Backoff(initial=0.1, cap=5.0)
         self._arrivals: dict[str, _Arrival] = {}
         self._recent: dict[int, list[Tree]] = {}
 
     @property
     def incomplete(self) -> int:
         """How many instructions are coming in that the desk does not have yet."""
-        return sum(not one.complete for one in self._arrivals.values())
+        return sum(not one.accepted for one in self._arrivals.values())
 
     @property
     def message_ids(self) -> list[str]:
         """The instructions under way."""
         return list(self._arrivals)
+
+    def awaits(self, message_id: str) -> bool:
+        """Whether objects of this instruction are still to come."""
+        return message_id in self._arrivals
 
     def trees(self, run_id: int) -> list[Tree]:
         """The trees of a run that are needed here."""
@@ -167,18 +178,35 @@ class Intake:
             if problem is not None:
                 await self._owner.answer(metadata, ErrorCode.INVALID_FAB, problem)
             else:
-                small = await self._pull(run_id, tree)
-                self._arrivals[metadata.message_id].complete = True
-                self._owner.accept(metadata, tree)
-                if small:
-                    await self._ledger.keep_objects(run_id, small)
+                await self._bring(metadata, tree)
         except RunOver as error:
             self._owner.end_run(run_id, str(error))
             return
-        except (Refused, ObjectGone, ObjectError) as error:
+        except (Refused, ObjectGone, ObjectError, Malformed) as error:
             _log.warning("An instruction cannot be completed: %s", error)
             await self._owner.answer(metadata, ErrorCode.MESSAGE_UNAVAILABLE, str(error))
         await self._confirm(metadata, kept)
+
+    async def _bring(self, metadata: Metadata, tree: Tree) -> None:
+        """Fetches what is not here and keeps it. An executor may begin as soon as the message's own object is here: it
+        gets the others as they come. ObjectGone, ObjectError, Malformed, RunOver, Refused."""
+        run_id = metadata.run_id
+        before = self._store.small_of(run_id, tree).keys()
+        with self._store.expecting(run_id, self._store.missing(run_id, tree)):
+            accepting = asyncio.create_task(self._accept(metadata, tree))
+            try:
+                while missing := self._store.missing(run_id, tree):
+                    await self._pull(run_id, missing)
+                await accepting
+            except Exception:
+                self._owner.withdraw(metadata.message_id)
+                raise  # where there was no room, the SuperLink delivers it again
+            finally:
+                await cancel([accepting])
+        small = self._store.small_of(run_id, tree)
+        await self._store.keep(run_id, tree)
+        if new := {object_id: content for object_id, content in small.items() if object_id not in before}:
+            await self._ledger.keep_objects(run_id, new)
 
     async def _confirm(self, metadata: Metadata, kept: asyncio.Future[None] | None) -> None:
         try:
@@ -193,19 +221,40 @@ class Intake:
         except sqlite3.Error as error:
             _log.error("The state directory cannot be written; the SuperLink keeps the instruction: %s", error)
 
-    async def _pull(self, run_id: int, tree: Tree) -> dict[str, bytes]:
-        """Fetches what is not here; the small ones, for the ledger. ObjectGone, ObjectError, RunOver, Refused."""
-        small: dict[str, bytes] = {}
+    async def _accept(self, metadata: Metadata, tree: Tree) -> None:
+        await self._store.arrival(metadata.run_id, tree.object_id)
+        self._arrivals[metadata.message_id].accepted = True
+        self._owner.accept(metadata, tree)
+
+    async def _pull(self, run_id: int, object_ids: Sequence[str]) -> None:
+        """Fetches objects; all of them, or as many as came before the SuperLink went away."""
+        if self._fleet.streams:
+            try:
+                await self._pull_parts(run_id, object_ids)
+                self._trouble.reset()
+            except Interrupted as error:
+                _log.info("Objects on their way were held up: %s", error)
+                await self._trouble.wait()
+            return
 
         async def fetch(object_id: str) -> None:
             async with self._gate:
                 content = await self._fleet.object(run_id, object_id)
                 self._metrics.bytes_in.inc(len(content))
-                if await self._store.put(run_id, object_id, content) is not None:
-                    small[object_id] = content
+                await self._store.put(run_id, object_id, content)
 
-        await gather(*(fetch(object_id) for object_id in self._store.missing(run_id, tree)))
-        return small
+        await gather(*(fetch(object_id) for object_id in object_ids))
+
+    async def _pull_parts(self, run_id: int, object_ids: Sequence[str]) -> None:
+        inflow = self._store.inflow(run_id)
+        try:
+            async for part in self._fleet.pull_objects(run_id, object_ids):
+                self._metrics.bytes_in.inc(len(part.data))
+                await inflow.add(part)
+            if not await inflow.finish():
+                raise ObjectGone("The SuperLink sent none of the objects that it was asked for.")
+        finally:
+            await inflow.close()
 
     async def end_run(self, run_id: int) -> None:
         """Let go of a run's instructions."""

@@ -92,6 +92,7 @@ class Node:
         await self.intake.close()
         await self.outbox.close()
         await cancel([*self._ending.values(), *self._jobs])
+        await self.store.close()
 
     @property
     def working_on(self) -> list[str]:
@@ -151,15 +152,20 @@ class Node:
     # ---- what the intake tells -----------------------------------------------------------------------------
 
     def accept(self, metadata: Metadata, tree: Tree) -> None:
-        """The intake tells: an instruction is complete."""
+        """The intake tells: an instruction may be worked on."""
         self.desk.add(metadata, tree)
+
+    def withdraw(self, message_id: str) -> None:
+        """The intake tells: an accepted instruction does not get complete."""
+        self.desk.stop(self.desk.token(message_id))
 
     async def answer(self, instruction: Metadata, code: ErrorCode, reason: str) -> None:
         """Replies to an instruction with an error of this node's own."""
         error = MessageError(code, reason)
         metadata, content = error_reply_from_node(instruction, error, now=time.time())
         self.store.add_small(instruction.run_id, {metadata.message_id: content})
-        await self._keep_reply(instruction, metadata, error, Tree(metadata.message_id), None, 0.0)
+        tree = Tree(metadata.message_id)
+        await self._keep_reply(_reply_row(instruction, metadata, error, tree, 0.0), tree, None)
 
     # ---- what executors bring ------------------------------------------------------------------------------
 
@@ -179,36 +185,20 @@ class Node:
             task.reply = (tree,) if state is None else (tree, state)
             wanted = {object_id for one in task.reply for object_id in one.post_order()}
             self.store.add_small(task.run_id, {one: content for one, content in small.items() if one in wanted})
+            row = _reply_row(task.metadata, metadata, error, tree, request.runtime)
             missing = self.store.missing(task.run_id, *task.reply)
-            if not missing:
-                await self._keep_reply(task.metadata, metadata, error, tree, state, request.runtime)
+            if missing:
+                self.outbox.send_ahead(row, tree)
+            else:
+                await self._keep_reply(row, tree, state)
             return missing
 
-    async def _keep_reply(
-        self,
-        instruction: Metadata,
-        metadata: Metadata,
-        error: MessageError | None,
-        tree: Tree,
-        state: Tree | None,
-        runtime: float,
-    ) -> None:
+    async def _keep_reply(self, row: ReplyRow, tree: Tree, state: Tree | None) -> None:
         """The reply takes the place of its instruction, durably; then it is on its way and the next task may begin."""
-        run_id = instruction.run_id
-        message = message_pb2.Message(metadata=metadata.to_edge())
-        if error is None:
-            message.content.CopyFrom(records_pb2.RecordDict())
-        else:
-            message.error.CopyFrom(error.to_edge())
-        row = ReplyRow(
-            metadata.message_id,
-            run_id,
-            instruction.message_id,
-            message.SerializeToString(),
-            tree.to_edge().SerializeToString(),
-            runtime,
-        )
-        small = self.store.small_of(run_id, tree, *(() if state is None else (state,)))
+        run_id = row.run_id
+        trees = (tree,) if state is None else (tree, state)
+        await self.store.keep(run_id, *trees)
+        small = self.store.small_of(run_id, *trees)
         await self._ledger.keep_reply(row, small, None if state is None else state.to_edge().SerializeToString())
         if run_id in self._ending:
             return
@@ -216,7 +206,7 @@ class Node:
             self.runs.states[run_id] = state
         self._metrics.replies.inc()
         self.outbox.add(row, tree)
-        self.desk.remove(self.desk.token(instruction.message_id))
+        self.desk.remove(self.desk.token(row.instruction_id))
 
     # ---- what is not needed any more -----------------------------------------------------------------------
 
@@ -277,6 +267,24 @@ def _read_root(instruction: Metadata, tree: Tree, objects: dict[str, bytes]) -> 
     if (metadata.reply_to_message_id, metadata.run_id, metadata.src_node_id, metadata.dst_node_id) != expected:
         raise ObjectError("The reply is not one to this instruction.")
     return metadata, error
+
+
+def _reply_row(
+    instruction: Metadata, metadata: Metadata, error: MessageError | None, tree: Tree, runtime: float
+) -> ReplyRow:
+    message = message_pb2.Message(metadata=metadata.to_edge())
+    if error is None:
+        message.content.CopyFrom(records_pb2.RecordDict())
+    else:
+        message.error.CopyFrom(error.to_edge())
+    return ReplyRow(
+        metadata.message_id,
+        instruction.run_id,
+        instruction.message_id,
+        message.SerializeToString(),
+        tree.to_edge().SerializeToString(),
+        runtime,
+    )
 
 
 async def _settled(write: asyncio.Future[None]) -> None:

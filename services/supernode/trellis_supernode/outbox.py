@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Final, Protocol
 
 from trellis_kit import logs
 from trellis_kit.retry import Backoff
+from trellis_wire.bulk import Part
 from trellis_wire.objects import Tree
 from trellis_wire.pb.edge import fleet_pb2, message_pb2
 
-from trellis_supernode.fleet import FleetClient, Refused, RunOver
+from trellis_supernode.fleet import PART, FleetClient, Interrupted, Refused, RunOver
 from trellis_supernode.ledger import Ledger, ReplyRow
 from trellis_supernode.metrics import Metrics
-from trellis_supernode.objects import ObjectStore
+from trellis_supernode.objects import NotComing, ObjectStore
 from trellis_supernode.waiting import cancel, gather
 
 _log = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ _log = logging.getLogger(__name__)
 INLINE_ANSWER: Final = 1024 * 1024
 """Bytes of objects that travel along with one reply at most."""
 PARALLEL: Final = 3
-"""Objects that this node pushes at once, over all its runs."""
+"""Objects that this node pushes at once to a SuperLink of stock, over all its runs."""
 _TRIES: Final = 8  # for a reply that the SuperLink answers with an error which may pass
 
 
@@ -50,6 +52,7 @@ class Outbox:
         self._started = False
         self._replies: dict[str, tuple[ReplyRow, Tree]] = {}
         self._delivering: dict[str, asyncio.Task[None]] = {}
+        self._ahead: dict[str, tuple[ReplyRow, asyncio.Task[None]]] = {}
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -69,6 +72,28 @@ class Outbox:
         self._replies[reply.message_id] = (reply, tree)
         if self._started:
             self._deliver(reply, tree)
+
+    def send_ahead(self, reply: ReplyRow, tree: Tree) -> None:
+        """The objects of a reply that is still on its way here go on to the SuperLink as they come.
+
+        Its own object stays: without that the SuperLink has no reply, so it cannot have one that is not kept here.
+        """
+        if not self._started or not self._fleet.streams or reply.message_id in self._ahead:
+            return
+        with logs.bound(run_id=reply.run_id, message_id=reply.message_id):
+            task = asyncio.create_task(self._send_ahead(reply, tree))
+        self._ahead[reply.message_id] = reply, task
+
+    async def _send_ahead(self, reply: ReplyRow, tree: Tree) -> None:
+        run_id = reply.run_id
+        try:
+            with self._store.expecting(run_id, self._store.missing(run_id, tree)):
+                message = message_pb2.Message.FromString(reply.message)
+                answer = await self._fleet.push(message, tree, reply.runtime, ())
+                wanted = [object_id for object_id in answer.objects_to_push if object_id != tree.object_id]
+                await self._push_parts(run_id, wanted)
+        except (RunOver, Refused, Interrupted, NotComing) as error:
+            _log.debug("A reply did not go ahead: %s", error)  # it is offered once it is here
 
     def start(self) -> None:
         """The node has joined: deliver."""
@@ -90,6 +115,8 @@ class Outbox:
             _log.error("A reply could not be delivered; it is kept for the next start", exc_info=error)
 
     async def _push(self, reply: ReplyRow, tree: Tree) -> None:
+        if reply.message_id in self._ahead:
+            await asyncio.wait([self._ahead.pop(reply.message_id)[1]])
         try:
             await self._offer(reply, tree)
         except RunOver as error:
@@ -105,13 +132,18 @@ class Outbox:
         """Returns once the SuperLink has the whole reply. RunOver; Refused when it does not take it."""
         message = message_pb2.Message.FromString(reply.message)
         backoff = Backoff(initial=0.5, cap=10.0)
-        for attempt in range(1, _TRIES + 1):
+        attempt = 0
+        while attempt < _TRIES:
+            attempt += 1
             try:
                 answer = await self._fleet.push(message, tree, reply.runtime, self._inline(reply.run_id, tree))
                 if await self._push_objects(reply.run_id, answer):
                     _log.info("Reply delivered")
                     return
                 problem = "it does not take every object of it"
+            except Interrupted as error:
+                attempt -= 1  # nothing speaks against the reply
+                problem = str(error)
             except Refused as error:
                 if error.final or attempt == _TRIES:
                     raise
@@ -132,6 +164,9 @@ class Outbox:
 
     async def _push_objects(self, run_id: int, answer: fleet_pb2.PushMessagesResponse) -> bool:
         """Sends what the SuperLink lacks, in its order; whether it has all of it now."""
+        wanted = list(answer.objects_to_push)
+        if wanted and self._fleet.streams:
+            return await self._push_parts(run_id, wanted)
         taken: list[bool] = []
 
         async def push(object_id: str) -> None:
@@ -140,11 +175,32 @@ class Outbox:
                 self._metrics.bytes_out.inc(len(content))
                 taken.append(await self._fleet.push_object(run_id, object_id, content, answer.session_id))
 
-        await gather(*(push(object_id) for object_id in answer.objects_to_push))
+        await gather(*(push(object_id) for object_id in wanted))
         return all(taken)
+
+    async def _push_parts(self, run_id: int, object_ids: Sequence[str]) -> bool:
+        """Sends objects, each once it is here; whether the SuperLink has all of them now. NotComing."""
+        problem: NotComing | None = None
+
+        async def parts() -> AsyncIterator[Part]:
+            nonlocal problem
+            try:
+                for object_id in object_ids:
+                    async for part in self._store.parts(run_id, object_id, PART):
+                        self._metrics.bytes_out.inc(len(part.data))
+                        yield part
+            except NotComing as error:  # in the hands of grpc it would be an error of its own
+                problem = error
+
+        stored = await self._fleet.push_objects(run_id, parts())
+        if problem is not None:
+            raise problem
+        return stored.issuperset(object_ids)
 
     async def end_run(self, run_id: int) -> None:
         """Let go of a run's replies."""
+        await cancel(task for reply, task in self._ahead.values() if reply.run_id == run_id)
+        self._ahead = {one: ahead for one, ahead in self._ahead.items() if ahead[0].run_id != run_id}
         ending = [reply for reply, _ in self._replies.values() if reply.run_id == run_id]
         for reply in ending:
             del self._replies[reply.message_id]
@@ -152,4 +208,4 @@ class Outbox:
 
     async def close(self) -> None:
         """Stop; the ledger knows what is not delivered."""
-        await cancel(self._delivering.values())
+        await cancel([*self._delivering.values(), *(task for _, task in self._ahead.values())])
