@@ -83,9 +83,7 @@ class FleetClient:
         *,
         max_retries: int | None = None,
         max_wait: float | None = None,
-        explain: Callable[[], Awaitable[str | None]] | None = None,
     ) -> None:
-        """`explain` says what stands against the connection where it is TLS (see trellis_kit.channel)."""
         self._stub: Any = fleet_pb2_grpc.FleetStub(channel)
         # Without (de)serializers: parts are read and written without protobuf's copies.
         service = "/trellis.appio.v1.NodeObjects/"
@@ -98,8 +96,6 @@ class FleetClient:
         self._key = key
         self._max_retries = max_retries
         self._max_wait = max_wait
-        self._explain = explain
-        self._told: str | None = None
         self.node_id = 0
         self._joined = asyncio.Event()
         self.inline = False  # whether the SuperLink announced that it speaks our fields
