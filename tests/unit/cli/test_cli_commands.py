@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -290,6 +292,18 @@ def test_what_is_not_offered_says_what_it_would_need(words: list[str], capsys: p
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["up", "--help"], ["supernode", "list", "--help"]])
+def test_help_loads_nothing_that_takes_its_time(words: list[str]) -> None:
+    code = f"""
+import sys
+from trellis_cli.main import main
+assert main({words!r}) == 0
+print(sorted({{"grpc", "google", "rich", "cryptography", "pydantic", "asyncio"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
 def test_config_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

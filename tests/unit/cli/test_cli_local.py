@@ -88,3 +88,14 @@ def test_a_role_that_cannot_start_is_named(tmp_path: Path) -> None:
     with up(tmp_path / "federation", tmp_path / "nowhere") as (process, said):
         assert process.wait(_SECONDS) == 2
         assert "--guest-python" in said.read_text()
+
+
+def test_a_role_that_ends_says_why_in_words(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    python.chmod(0o755)
+    with up(tmp_path / "federation", python) as (process, said):
+        assert process.wait(_SECONDS) == 1
+        assert "app ended with exit code 2:\n" in said.read_text()
+        assert str(python) in said.read_text()
+        assert '{"time"' not in said.read_text()

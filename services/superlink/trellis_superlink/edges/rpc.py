@@ -21,6 +21,7 @@ from grpc import StatusCode
 from trellis_kit import logs
 from trellis_wire.identity import NodeCredential, verify_grpc
 
+from trellis_superlink.core.errors import TryAgainLater
 from trellis_superlink.edges.errors import ANSWERS, Answer, EdgeError, translate
 from trellis_superlink.metrics import Metrics
 
@@ -247,7 +248,8 @@ class Dispatcher:
                     )
                     _log.exception("%s failed", method)
                 else:
-                    level = logging.INFO if problem.status in _QUIET else logging.WARNING
+                    quiet = problem.status in _QUIET and not isinstance(error, TryAgainLater)
+                    level = logging.INFO if quiet else logging.WARNING
                     _log.log(
                         level,
                         "%s refused: %s",

@@ -120,6 +120,25 @@ async def test_a_second_one_on_a_port_or_a_database_is_told_so(tmp_path: Path) -
         await process.communicate()
 
 
+async def test_a_database_that_is_taken_away_is_told_to_peers_and_operator(tmp_path: Path) -> None:
+    path, away = tmp_path / "db", tmp_path / "away"
+    process, addresses = await started("--insecure", "--database", str(path))
+    channel = grpc.aio.insecure_channel(addresses["fleet"])
+    try:
+        path.rename(away)
+        status, details = await refusal(StockNode(FleetStub(channel)).join())
+        assert (status, "deleted, moved or replaced" in details) == (StatusCode.UNAVAILABLE, True)
+        away.rename(path)
+        assert await StockNode(FleetStub(channel)).join()
+    finally:
+        await channel.close(None)
+        process.terminate()
+        _, errors = await process.communicate()
+    said = [json.loads(line) for line in errors.decode().splitlines()]
+    assert any(one["level"] == "ERROR" and f"{path} was deleted" in one["message"] for one in said)
+    assert any(one["level"] == "WARNING" and "RegisterNode refused" in one["message"] for one in said)
+
+
 async def test_tls_on_fleet_and_control(tmp_path: Path) -> None:
     certfile, keyfile = certificate(tmp_path)
     process, addresses = await started("--ssl-certfile", str(certfile), "--ssl-keyfile", str(keyfile))
