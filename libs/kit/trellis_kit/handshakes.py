@@ -9,7 +9,6 @@ on gRPC ends a handshake without a word when it does not trust the server; ours 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -137,12 +136,8 @@ def listen_in() -> None:
     """Log failed handshakes from now on. For programs that imported `traced` first; call before `logs.setup`."""
     from trellis_kit import traced  # acts when it is imported, and here it has been
 
-    if traced.raw:
-        return
-    for name in traced.VARIABLES:
-        os.environ.pop(name, None)
-    os.environ["GRPC_VERBOSITY"] = "NONE"
-    stderr.divert(Reader(tell).take)
+    if not traced.raw:
+        stderr.divert(Reader(tell).take)
 
 
 def watch(port: int, name: str, names: Callable[[], str] = str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import uvicorn
 
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.moves import end_when_moved
+from trellis_kit.tls import ServerTls, server_context
 
 _log = logging.getLogger(__name__)
 
@@ -36,19 +38,21 @@ def listen(address: str, what: str, flag: str) -> socket.socket:
             (host, int(port)), family=family, backlog=_BACKLOG, dualstack_ipv6=six and socket.has_dualstack_ipv6()
         )
     except OSError as error:
-        raise Fatal(f"Cannot listen on {address} ({what}): {error.strerror}; give another {flag}.") from error
+        raise Fatal(
+            f"Cannot listen on {address} ({what}): {os.strerror(error.errno or 0)}; give another {flag}."
+        ) from error
 
 
 class HttpServer:
     """Serves an ASGI application at host:port; `bound` has the real port from `start` on."""
 
-    def __init__(self, name: str, address: str, app: Any, *, what: str, flag: str, idle: int = _IDLE) -> None:
+    def __init__(self, name: str, address: str, app: Any, *, tls: ServerTls | None, flag: str) -> None:
+        """`flag` is the one with which the operator chose the address."""
         self.name = name
+        self._tls = None if tls is None else server_context(tls)
         self._address = address
         self._app = app
-        self._what = what
         self._flag = flag
-        self._idle = idle
         self.bound = address
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -56,7 +60,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Bind and serve. Raises Fatal for an address that is taken."""
-        listening = listen(self._address, self._what, self._flag)  # from now on connections wait
+        listening = listen(self._address, self.name, self._flag)  # from now on connections wait
         self.bound = f"{self._address.rpartition(':')[0]}:{listening.getsockname()[1]}"
         config = uvicorn.Config(
             self._app,
@@ -67,15 +71,18 @@ class HttpServer:
             interface="asgi3",
             http="h11",
             ws="none",
-            timeout_keep_alive=self._idle,
+            timeout_keep_alive=_IDLE,
         )
+        config.load()
+        config.ssl = self._tls
         self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve([listening]), name=self.name)
         self._moves = asyncio.create_task(end_when_moved(self.bound), name=f"{self.name}-moves")
         _log.info(
-            "%s listens on %s without TLS",
+            "%s listens on %s%s",
             self.name,
             self.bound,
+            "" if self._tls else " without TLS",
             extra={"listener": self.name, "address": self.bound},
         )
 

@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from trellis_kit import stderr
 from trellis_kit.processes import spawn
 from trellis_kit.retry import Backoff
 from trellis_kit.settings import Settings, variables
@@ -83,7 +84,9 @@ class SubprocessIsolation(Isolation):
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if name not in self._own}
-        return spawn(self._argv(), env=environment, stdin=subprocess.DEVNULL, new_session=True)
+        return spawn(
+            self._argv(), env=environment, stdin=subprocess.DEVNULL, stderr=stderr.descriptor(), new_session=True
+        )
 
     async def _keep(self) -> None:
         backoff = Backoff(initial=0.5, cap=20.0)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from trellis_kit.lifecycle import Fatal
+from trellis_kit.http_server import HttpServer
 
 _log = logging.getLogger(__name__)
 
@@ -20,27 +16,6 @@ Ready = Callable[[], Awaitable[str | None]]
 Refresh = Callable[[], Awaitable[None]]
 
 _LAST_ANSWERS: Final = 1  # seconds that requests under way get when the port closes
-
-
-class _Server(uvicorn.Server):
-    def capture_signals(self) -> Any:
-        """Signals belong to the service, not to this server."""
-        return contextlib.nullcontext()
-
-
-def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    six = ":" in host
-    family = socket.AF_INET6 if six else socket.AF_INET
-    try:  # [::] means both families, as for gRPC
-        return socket.create_server(
-            (host, int(port)), family=family, dualstack_ipv6=six and socket.has_dualstack_ipv6()
-        )
-    except OSError as error:
-        raise Fatal(
-            f"Cannot listen on {address} (operations port): {error.strerror}; give another --ops-address."
-        ) from error
 
 
 class OpsServer:
@@ -57,33 +32,23 @@ class OpsServer:
         self._ready = ready
         self._registry = registry
         self._refresh = refresh
-        self.bound: str | None = None
-        self._server: _Server | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._server: HttpServer | None = None
+
+    @property
+    def bound(self) -> str | None:
+        """host:port with the real port, while it serves."""
+        return None if self._server is None else self._server.bound
 
     async def start(self) -> None:
-        """Bind and serve; `bound` is host:port with the real port then. Raises Fatal for an address that is taken."""
-        if self._address is None:
-            return
-        listening = _listen(self._address)  # from now on connections wait instead of being refused
-        self.bound = f"{self._address.rpartition(':')[0]}:{listening.getsockname()[1]}"
-        config = uvicorn.Config(
-            self._app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            interface="asgi3",
-            timeout_graceful_shutdown=_LAST_ANSWERS,
-        )
-        self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve([listening]), name="ops")
-        _log.info("Operations port listens on %s", self.bound, extra={"listener": "ops", "address": self.bound})
+        """Bind and serve. Raises Fatal for an address that is taken."""
+        if self._address is not None:
+            self._server = HttpServer("ops", self._address, self._app, tls=None, flag="--ops-address")
+            await self._server.start()
 
     async def stop(self) -> None:
         """Close the port."""
-        if self._server is not None and self._task is not None:
-            self._server.should_exit = True
-            await self._task
+        if self._server is not None:
+            await self._server.stop(_LAST_ANSWERS)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         status, kind, body = await self._answer(scope.get("method", ""), scope.get("path", ""))

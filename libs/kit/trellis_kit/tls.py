@@ -221,6 +221,33 @@ def server_tls(
     return ServerTls(certfile, keyfile, client_ca)
 
 
+def interior_tls(
+    *, insecure: bool, certfile: Path | None, keyfile: Path | None, client_ca: Path | None, token: bool, flags: str
+) -> ServerTls | None:
+    """What the operator decided about the port where executors come in; None for a plain one.
+
+    `token` says whether executors have to show a secret, `flags` name the certificate and its key. Raises Fatal for
+    what lets everybody in or says two things, and tells how to decide.
+    """
+    if (certfile is None) != (keyfile is None):
+        raise Fatal(f"{flags} belong together.")
+    if certfile is None or keyfile is None:
+        if client_ca is not None:
+            raise Fatal(f"--executor-ca-certfile needs {flags}.")
+        if not insecure:
+            raise Fatal(
+                f"Neither TLS nor --appio-insecure is set for the port of executors. Give {flags} (`trellis certs "
+                "init` makes them), or --appio-insecure where everybody on the network is trusted."
+            )
+        return None
+    if client_ca is None and not token:
+        raise Fatal(
+            "Whoever reaches the port of executors could act as one: give --executor-ca-certfile (`trellis certs init` "
+            "makes it) or --join-token-file, by which executors show who they are."
+        )
+    return ServerTls(certfile, keyfile, client_ca)
+
+
 def proxy_for(address: str, environ: Mapping[str, str] | None = None) -> str | None:
     """The HTTP proxy between here and host:port by HTTPS_PROXY and NO_PROXY (either case), as gRPC uses it.
 

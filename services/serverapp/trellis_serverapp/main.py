@@ -34,7 +34,9 @@ async def serve(settings: ServerAppSettings, stop: Stop, *, subreaper: bool = Fa
         async with settings.channel(settings.serverappio_api_address, "--serverappio-api-address") as channel:
             stub = appio_pb2_grpc.ServerAppIOStub(channel)
             without_copies(stub, channel, "trellis.appio.v1.ServerAppIO")
-            attendance = Attendance(stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token)
+            attendance = Attendance(
+                stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token, channel.explain
+            )
 
             def begin(work: appio_pb2.Work) -> RunHost:
                 return RunHost(work, stub, host, apps)

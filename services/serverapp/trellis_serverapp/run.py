@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from trellis_wire.objects import Buffer, ObjectError, ObjectSource
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 from trellis_wire.records import Record, deflate, inflate, inflate_message
 
+from trellis_serverapp import artifacts
 from trellis_serverapp.confirmations import Confirmations
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class RunHost:
         self._metadata = self._transfer.metadata
         self._stopped = asyncio.Event()
         self._answers: dict[int, asyncio.Task[None]] = {}
+        self._app: App | None = None
 
     async def run(self) -> None:
         """Until the SuperLink knows how the run ended (or that nobody wants to know any more)."""
@@ -67,6 +70,7 @@ class RunHost:
                 await asyncio.wait({hosting, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 result = hosting.result() if hosting.done() else None
                 if result is not None:
+                    await self._keep_artifacts(pushed_logs)
                     await self._confirmations.close()
                     await pushed_logs.close()
                     await self._finish(*result)
@@ -96,7 +100,7 @@ class RunHost:
 
     async def _host_app(self, pushed_logs: LogPush) -> _Result:
         try:
-            app = await self._apps.open(self._run, self._fetch_fab)
+            app = self._app = await self._apps.open(self._run, self._fetch_fab)
             if app.info.serverapp is None:
                 raise AppProblem("The app's pyproject.toml names no serverapp under [tool.flwr.app.components].")
             state: dict[str, Record] = {}
@@ -119,6 +123,13 @@ class RunHost:
             raise
         await self._host.release(guest, patience=_EXIT_SECONDS)
         return result
+
+    async def _keep_artifacts(self, pushed_logs: LogPush) -> None:
+        if self._app is None:
+            return
+        line = await artifacts.push(self._stub, self._metadata, self._run.run_id, self._app.work_dir)
+        if line is not None:
+            pushed_logs.add([appio_pb2.LogLine(timestamp=time.time(), level="INFO", text=f"{line}\n")])
 
     async def _fetch_fab(self, fab_hash: str) -> bytes:
         request = appio_pb2.GetFabRequest(fab_hash=fab_hash)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trellis_kit import logs, memory
+from trellis_kit import handshakes, logs, memory, traced  # noqa: F401  (traced: loads gRPC)
 from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
+from trellis_kit.http_server import HttpServer
 from trellis_kit.isolation import Isolation, SubprocessIsolation
 from trellis_kit.lifecycle import EXIT_FAILED, Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, split_address
-from trellis_kit.tls import ServerTls, server_tls
+from trellis_kit.tls import ServerTls, interior_tls, server_tls
 
 from trellis_superlink.core.errors import TryAgainLater, Unusable
 from trellis_superlink.core.service import Core, CoreConfig
 from trellis_superlink.edges import stock_appio
 from trellis_superlink.edges.control import Control
-from trellis_superlink.edges.credentials import Anybody, CredentialProvider, JoinToken
+from trellis_superlink.edges.credentials import Anybody, ClientCertificate, CredentialProvider, JoinToken
 from trellis_superlink.edges.fleet import Fleet, adapter_service
 from trellis_superlink.edges.flow import SERVER_OPTIONS, Flow
+from trellis_superlink.edges.http import application, control_over_http, fleet_over_http
+from trellis_superlink.edges.links import KEY, Links
 from trellis_superlink.edges.parts import NodeObjects
 from trellis_superlink.edges.rpc import Drain, Router, Service
 from trellis_superlink.edges.serverappio import ServerAppIO
@@ -42,7 +47,7 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 class SuperLink:
     """All of one SuperLink process: `start`, then `stop`."""
 
-    def __init__(self, settings: SuperLinkSettings, core: Core) -> None:
+    def __init__(self, settings: SuperLinkSettings, core: Core, link_key: bytes) -> None:
         self.settings = settings
         self.core = core
         self.drain = Drain()
@@ -54,33 +59,75 @@ class SuperLink:
             client_ca=None,
             flags="--ssl-certfile and --ssl-keyfile",
         )
+        self._join_token = settings.join_token
+        if self._join_token is None and settings.isolation == "subprocess":
+            self._join_token = secrets.token_urlsafe(32)  # known to our own executor only
+        appio_tls = self._appio_tls(tls)
         flow = Flow()
+        links = Links(link_key, self._public_url)
         fleet = Fleet(core, self.drain, self.metrics, flow)
-        control = Control(core, self.drain, self.metrics)
+        control = Control(core, self.drain, self.metrics, links)
         appio = ServerAppIO(core, self.drain, self.metrics, flow, self._providers())
         self.appio = self._server(
-            "serverappio", settings.serverappio_api_address, None, (appio.service(), *stock_appio.services())
+            "serverappio", settings.appio_address, appio_tls, (appio.service(), *stock_appio.services())
         )
         objects = NodeObjects(core, flow)
         self.fleet = self._server(
             "fleet", settings.fleet_api_address, tls, (fleet.service(), objects.service(), adapter_service())
         )
         self.control = self._server("control", settings.control_api_address, tls, control.services())
-        self._servers = [self.appio, self.fleet, self.control]
+        over_http = (fleet_over_http(fleet.service()), control_over_http(control.services()[0]))
+        address = f"{settings.host}:{settings.port}"
+        self.http = HttpServer(
+            "http", address, application(over_http, self.metrics, core, links), tls=tls, flag="--port"
+        )
+        self._servers: list[GrpcServer | HttpServer] = [self.appio, self.fleet, self.control, self.http]
         if settings.health_server_address is not None:
             self._servers.append(GrpcServer("health", settings.health_server_address, None))
         self.ops = OpsServer(settings.ops_address, self.ready, self.metrics.registry, self.gauge)
         self._isolation: Isolation | None = None
         self._secrets: TemporaryDirectory[str] | None = None
 
+    def _public_url(self) -> str:
+        """Where the HTTP edge is reached from outside; a guess unless the operator says."""
+        scheme = "http" if self.settings.insecure else "https"
+        port = self.http.bound.rpartition(":")[2]
+        return (self.settings.public_url or f"{scheme}://{socket.getfqdn()}:{port}").rstrip("/")
+
     def _server(self, name: str, address: str, tls: ServerTls | None, services: tuple[Service, ...]) -> GrpcServer:
         server = GrpcServer(name, address, tls, options=SERVER_OPTIONS)
         server.server.add_generic_rpc_handlers((Router(services, self.metrics),))
         return server
 
+    def _appio_tls(self, others: ServerTls | None) -> ServerTls | None:
+        """What ServerAppIO is served with, for its own certificate or that of the other ports."""
+        settings = self.settings
+        certfile, keyfile = settings.appio_certfile, settings.appio_keyfile
+        if settings.isolation == "subprocess":
+            if certfile or keyfile or settings.executor_ca_certfile:
+                raise Fatal(
+                    "With --isolation subprocess the only executor is the SuperLink's own, over the loopback: leave "
+                    "out --appio-certfile, --appio-keyfile and --executor-ca-certfile."
+                )
+            return None
+        if settings.appio_insecure and (certfile or keyfile):
+            raise Fatal("Give either --appio-insecure or --appio-certfile, not both.")
+        if certfile is None and keyfile is None and others is not None and not settings.appio_insecure:
+            certfile, keyfile = others.certfile, others.keyfile
+        return interior_tls(
+            insecure=settings.insecure or settings.appio_insecure,
+            certfile=certfile,
+            keyfile=keyfile,
+            client_ca=settings.executor_ca_certfile,
+            token=bool(self._join_token),
+            flags="--appio-certfile and --appio-keyfile",
+        )
+
     def _providers(self) -> Sequence[CredentialProvider]:
-        if self.settings.join_token:
-            return [JoinToken(self.settings.join_token)]
+        if self._join_token:
+            return [JoinToken(self._join_token)]
+        if self.settings.executor_ca_certfile is not None:
+            return [ClientCertificate()]
         host, _ = split_address(self.settings.serverappio_api_address)
         if host not in _LOOPBACK:
             _log.warning(
@@ -117,10 +164,10 @@ class SuperLink:
             if path is not None:
                 argv += ["--app-hidden", str(path.absolute())]
         argv += ["--log-level", self.settings.log_level]
-        if self.settings.join_token:
+        if self._join_token:
             self._secrets = TemporaryDirectory(prefix="trellis-superlink-")  # for its owner only
             path = Path(self._secrets.name) / "join-token"
-            path.write_text(self.settings.join_token)
+            path.write_text(self._join_token)
             argv += ["--join-token-file", str(path)]
         return argv
 
@@ -161,12 +208,23 @@ def core_config(settings: SuperLinkSettings) -> CoreConfig:
         database=settings.database_path,
         storage_dir=settings.storage_dir,
         retention=settings.retention,
+        artifact_limit=settings.artifact_limit,
         open_registration=not settings.enable_supernode_auth,
         executor_hint=(
-            "Start one: trellis-serverapp --insecure --serverappio-api-address "
+            f"Start one: trellis-serverapp {_executor_flags(settings)} --serverappio-api-address "
             f"{_reachable(settings.serverappio_api_address)} (image trellis/serverapp)"
         ),
     )
+
+
+def _executor_flags(settings: SuperLinkSettings) -> str:
+    """What an executor has to say to be let in, for people."""
+    flags = "--root-certificates CA"
+    if settings.appio_insecure or (settings.insecure and settings.appio_certfile is None):
+        flags = "--insecure"
+    if settings.executor_ca_certfile is not None:
+        flags += " --certfile CERTIFICATE --keyfile KEY"
+    return flags if settings.join_token is None else f"{flags} --join-token-file FILE"
 
 
 async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
@@ -176,7 +234,7 @@ async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
     except (TryAgainLater, Unusable) as error:
         raise Fatal(f"The database or its folder cannot be used: {error}", exit_code=EXIT_FAILED) from error
     try:
-        link = SuperLink(settings, core)
+        link = SuperLink(settings, core, await core.key(KEY))
         await link.start()
         _log.info("The SuperLink is ready")
         try:
@@ -191,9 +249,10 @@ async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `trellis-superlink`."""
     settings = load(SuperLinkSettings, prog=PROG, argv=argv, stock_flags=STOCK_FLAGS)
+    handshakes.listen_in()
     logs.setup("superlink", level=settings.log_level, format=settings.log_format)
     memory.tune(reuse=_REUSE, keep=_KEEP)
-    if settings.join_token:
+    if settings.join_token or settings.ssl_keyfile or settings.appio_keyfile:
         make_non_dumpable()
 
     async def run(stop: Stop) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
-from trellis_kit.settings import Address, Seconds, Settings, StockFlag
+from trellis_kit.settings import Address, Seconds, Settings, StockFlag, split_address
 
 TEMPORARY_DATABASES = frozenset({":memory:", ":flwr-in-memory:", ":flwr-in-memory-state:", ""})
 
@@ -16,12 +16,21 @@ TEMPORARY_DATABASES = frozenset({":memory:", ":flwr-in-memory:", ":flwr-in-memor
 class SuperLinkSettings(Settings):
     """The SuperLink: takes runs from command lines, hands messages to SuperNodes and runs to ServerApp executors."""
 
-    insecure: bool = Field(False, description="Serve Fleet and Control without TLS")
+    insecure: bool = Field(False, description="Serve without TLS")
     ssl_certfile: Path | None = Field(None, description="Certificate chain (PEM) for Fleet and Control")
     ssl_keyfile: Path | None = Field(None, description="Private key (PEM) of the certificate")
     ssl_ca_certfile: Path | None = Field(
         None, description="The CA certificate that peers trust; accepted as on stock, the server itself needs it not"
     )
+
+    appio_certfile: Path | None = Field(
+        None, description="Certificate chain (PEM) for ServerAppIO (default: --ssl-certfile)"
+    )
+    appio_keyfile: Path | None = Field(None, description="Private key of --appio-certfile (default: --ssl-keyfile)")
+    executor_ca_certfile: Path | None = Field(
+        None, description="CA of the executors' client certificates; with it, executors must show one"
+    )
+    appio_insecure: bool = Field(False, description="Serve ServerAppIO without TLS, whatever the other ports do")
 
     serverappio_api_address: Address = Field("0.0.0.0:9091", description="Where ServerApp executors connect")
     fleet_api_address: Address = Field("0.0.0.0:9092", description="Where SuperNodes connect")
@@ -42,6 +51,11 @@ class SuperLinkSettings(Settings):
         description="Path of the SQLite database; :memory: keeps everything in files that go with the process",
     )
     storage_dir: Path | None = Field(None, description="Folder for large objects (beside the database if not given)")
+    public_url: str | None = Field(
+        None,
+        description="Where the HTTP edge is reached from outside, for links to what runs left behind: https://host:port",
+    )
+    artifact_limit: int = Field(4 * 1024**3, ge=0, description="Bytes of files that a run may leave behind")
     retention: Seconds | None = Field(None, description="Finished runs older than this are pruned, for example 30d")
 
     enable_supernode_auth: bool = Field(
@@ -73,6 +87,12 @@ class SuperLinkSettings(Settings):
     def database_path(self) -> Path | None:
         """None: temporary."""
         return None if self.database in TEMPORARY_DATABASES else Path(self.database)
+
+    @property
+    def appio_address(self) -> str:
+        """Where ServerAppIO listens: for the SuperLink's own executor on the loopback only."""
+        _, port = split_address(self.serverappio_api_address)
+        return f"127.0.0.1:{port}" if self.isolation == "subprocess" else self.serverappio_api_address
 
     @property
     def guest(self) -> str:

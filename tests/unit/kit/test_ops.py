@@ -113,7 +113,7 @@ async def test_a_probe_that_hangs_does_not_hold_the_end(service: Service) -> Non
 
 async def test_a_taken_address_is_one_sentence(server: OpsServer, service: Service) -> None:
     assert server.bound is not None
-    with pytest.raises(Fatal, match=r"operations port.*--ops-address"):
+    with pytest.raises(Fatal, match=r"ops.*--ops-address"):
         await OpsServer(server.bound, service.ready, service.registry).start()
 
 

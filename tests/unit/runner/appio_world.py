@@ -56,6 +56,7 @@ class Hub(appio_pb2_grpc.ServerAppIOServicer, appio_pb2_grpc.ClientAppIOServicer
         self.finished: dict[str, Any] = {}
         self.instructions: dict[str, appio_pb2.Parcel] = {}
         self.replies: dict[str, appio_pb2.Parcel] = {}
+        self.artifacts: dict[str, tuple[str, bytes]] = {}  # by token: name and content
         self.confirmed: list[str] = []
         self.subscriptions: list[list[str]] = []
         self.running: list[str] = []
@@ -236,6 +237,13 @@ class Hub(appio_pb2_grpc.ServerAppIOServicer, appio_pb2_grpc.ClientAppIOServicer
                 content.clear()
                 await self._answer(context, "PushObjects")
         return appio_pb2.PushObjectsResponse(stored=stored)
+
+    async def PushArtifact(self, requests: Any, context: Any) -> Any:
+        token = await self._called(context, "PushArtifact")
+        parts = [part async for part in requests]
+        self.artifacts[token] = (parts[0].name, b"".join(part.data for part in parts))
+        await self._answer(context, "PushArtifact")
+        return appio_pb2.PushArtifactResponse()
 
     async def PushLogs(self, request: Any, context: Any) -> Any:
         token = await self._called(context, "PushLogs")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, delete, insert, select
 
 from trellis_superlink.core import access
 from trellis_superlink.core.base import Ground
-from trellis_superlink.core.errors import NotFound, RunUnfinished
+from trellis_superlink.core.errors import NotFound, Refused, RunUnfinished
+from trellis_superlink.core.letters import run_going_on
 from trellis_superlink.core.objects import Objects
 from trellis_superlink.core.principals import Principal
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.files import Incoming
 from trellis_superlink.store.tables import artifacts
-
-_PART = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -31,40 +31,49 @@ class Artifact:
 
 
 class Artifacts:
-    def __init__(self, ground: Ground, objects: Objects) -> None:
+    def __init__(self, ground: Ground, objects: Objects, limit: int) -> None:
+        """`limit`: bytes of one artifact."""
         self._ground = ground
         self._objects = objects
+        self._limit = limit
 
-    async def add(self, who: Principal, name: str, content: Path) -> Artifact:
-        """From the executor of a run: the file's bytes are copied and synced before the row is committed. A second one
-        of the same name takes the first one's place."""
+    async def store(self, who: Principal, name: str, parts: AsyncIterator[bytes]) -> Artifact:
+        """From the executor of a run: its bytes are synced before the row is committed. A second artifact of the same
+        name takes the first one's place. Refused when it is larger than allowed; RunOver."""
         run_id = who.run
-        digest, size = await self._objects.in_thread(_measure, content)
-        file: Incoming = await self._objects.in_thread(self._objects.open_file, digest)
-        now = self._ground.clock()
+        await self._ground.db.read(lambda conn: run_going_on(conn, run_id))
+        file: Incoming = await self._objects.in_thread(self._objects.open_file, secrets.token_hex(32))
+        digest, size = hashlib.sha256(), 0
+        try:
+            async for part in parts:
+                size += len(part)
+                if size > self._limit:
+                    raise Refused(f"A run may leave {self._limit:,} bytes of files (--artifact-limit).")
+                digest.update(part)
+                await self._objects.in_thread(file.write, part)
+        except BaseException:
+            await self._objects.in_thread(file.discard)
+            raise
+        artifact = Artifact(run_id, name, size, digest.hexdigest(), self._ground.clock())
+        await self._ground.to_the_end(self._settle(artifact, file))
+        return artifact
 
+    async def _settle(self, artifact: Artifact, file: Incoming) -> None:
         def put(tx: Tx) -> None:
-            this = (artifacts.c.run_id == run_id) & (artifacts.c.name == name)
+            run_going_on(tx.conn, artifact.run_id)
+            this = (artifacts.c.run_id == artifact.run_id) & (artifacts.c.name == artifact.name)
             older = tx.conn.scalar(select(artifacts.c.location).where(this))
             if older is not None:
                 tx.conn.execute(delete(artifacts).where(this))
                 tx.afterwards(lambda: self._ground.discard([older]))
-            tx.conn.execute(
-                insert(artifacts).values(
-                    run_id=run_id, name=name, size=size, digest=digest, location=file.location, created_at=now
-                )
-            )
+            tx.conn.execute(insert(artifacts).values(location=file.location, **asdict(artifact)))
 
-        async def keep() -> None:
-            try:
-                await self._objects.in_thread(_copy, content, file)
-                await self._ground.db.write(put)
-            except BaseException:
-                await self._objects.in_thread(file.discard)
-                raise
-
-        await self._ground.to_the_end(keep())
-        return Artifact(run_id, name, size, digest, now)
+        try:
+            await self._objects.in_thread(file.settle)
+            await self._ground.db.write(put)
+        except BaseException:
+            await self._objects.in_thread(file.discard)
+            raise
 
     async def list(self, who: Principal, run_id: int) -> builtins.list[Artifact]:
         """By name. NotFound, RunUnfinished while the run goes on."""
@@ -90,15 +99,3 @@ class Artifacts:
         if location is None:
             raise NotFound("The run has no such artifact.")
         return await self._ground.files.read(location, start, length)
-
-
-def _measure(path: Path) -> tuple[str, int]:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-
-
-def _copy(path: Path, file: Incoming) -> None:
-    with path.open("rb") as source:
-        while part := source.read(_PART):
-            file.write(part)
-    file.settle()

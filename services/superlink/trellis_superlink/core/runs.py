@@ -6,7 +6,7 @@ import asyncio
 import builtins
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -25,7 +25,7 @@ from trellis_superlink.core.overrides import dump_config, load_config
 from trellis_superlink.core.parcels import State
 from trellis_superlink.core.principals import DEFAULT_FEDERATION, SUPERLINK_NODE_ID, Kind, Principal
 from trellis_superlink.store.database import Tx
-from trellis_superlink.store.signals import PENDING_RUNS, log_topic
+from trellis_superlink.store.signals import PENDING_RUNS, log_topic, status_topic
 from trellis_superlink.store.tables import contexts, fabs, run_history, runs
 
 _log = logging.getLogger(__name__)
@@ -74,6 +74,9 @@ class Run:
 
 @dataclass(frozen=True)
 class HistoryEntry:
+    """A change of a run's status. `number` rises, over all runs."""
+
+    number: int
     at: float
     status: Status
     outcome: Outcome
@@ -194,9 +197,22 @@ class Runs:
         def read(conn: Any) -> builtins.list[HistoryEntry]:
             access.run_for(conn, who, run_id)
             rows = conn.execute(select(run_history).where(run_history.c.run_id == run_id).order_by(run_history.c.entry))
-            return [HistoryEntry(r.at, Status(r.status), Outcome(r.outcome), r.details) for r in rows]
+            return [HistoryEntry(r.entry, r.at, Status(r.status), Outcome(r.outcome), r.details) for r in rows]
 
         return await self._ground.db.read(read)
+
+    async def follow(self, who: Principal, run_id: int, after: int = 0) -> AsyncIterator[builtins.list[HistoryEntry]]:
+        """The changes of a run's status after the one of this number, as they come; ends with the run. NotFound."""
+        with self._ground.signals.listen(status_topic(run_id)) as listener:
+            while True:
+                entries = await self.history(who, run_id)
+                news = [entry for entry in entries if entry.number > after]
+                if news:
+                    after = news[-1].number
+                    yield news
+                if entries[-1].status is Status.FINISHED:
+                    return
+                await listener.wait()
 
     async def fab(self, who: Principal, fab_hash: str, run_id: int | None = None) -> Fab:
         """The FAB; a node must name a run it got messages of, an executor gets its run's only. NotFound."""
@@ -335,6 +351,7 @@ class Runs:
                 run_id=run_id, at=self._ground.clock(), status=status, outcome=outcome, details=details
             )
         )
+        tx.signal(status_topic(run_id))
 
 
 def _check_state(state: State) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import shutil
 import tempfile
 import time
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, insert, select
 
 from trellis_superlink.core.artifacts import Artifacts
 from trellis_superlink.core.base import Ground
@@ -33,7 +34,7 @@ from trellis_superlink.store.errors import TryAgainLater, Unusable
 from trellis_superlink.store.files import Files
 from trellis_superlink.store.lock import take
 from trellis_superlink.store.signals import Signals
-from trellis_superlink.store.tables import artifacts, messages, objects, runs
+from trellis_superlink.store.tables import artifacts, keys, messages, objects, runs
 
 _log = logging.getLogger(__name__)
 
@@ -43,14 +44,16 @@ class CoreConfig:
     """What an operator decides about the core; times in seconds.
 
     `database` None keeps everything in temporary files that go away with the process. `storage_dir` None puts the
-    objects' files beside the database. `retention`: how long finished runs are kept, None for ever. `executor_hint`
-    ends the notice that pending runs get when no executor shows up.
+    objects' files beside the database. `retention`: how long finished runs are kept, None for ever.
+    `artifact_limit`: bytes of what a run leaves behind. `executor_hint` ends the notice that pending runs get when no
+    executor shows up.
     """
 
     database: Path | None = None
     storage_dir: Path | None = None
     retention: float | None = None
     open_registration: bool = True
+    artifact_limit: int = 4 * 1024**3
     executor_lost_after: float = 30.0
     executor_absent_after: float = 10.0
     executor_hint: str = "Start one: flwr-serverapp --serverappio-api-address <this SuperLink>:9091"
@@ -98,7 +101,7 @@ class Core:
             absent_after=config.executor_absent_after,
             hint=config.executor_hint,
         )
-        self.artifacts = Artifacts(ground, self.objects)
+        self.artifacts = Artifacts(ground, self.objects, config.artifact_limit)
         self._retention = (
             None
             if config.retention is None
@@ -169,6 +172,18 @@ class Core:
         except TryAgainLater as error:
             return f"storage: {error}"
         return None
+
+    async def key(self, name: str) -> bytes:
+        """32 random bytes that stay the same for this database."""
+
+        def find_or_make(tx: Tx) -> bytes:
+            found: bytes | None = tx.conn.scalar(select(keys.c.value).where(keys.c.name == name))
+            if found is None:
+                found = secrets.token_bytes(32)
+                tx.conn.execute(insert(keys).values(name=name, value=found))
+            return found
+
+        return await self._ground.db.write(find_or_make)
 
     async def counts(self) -> Counts:
         """For /metrics; one short read."""

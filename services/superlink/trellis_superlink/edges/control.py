@@ -15,11 +15,21 @@ from trellis_wire.pb.edge import control_pb2, federation_pb2
 from trellis_superlink.core.errors import BadFab, NotFound
 from trellis_superlink.core.logs import LogEntry
 from trellis_superlink.core.principals import DEFAULT_FEDERATION, NO_ACCOUNT
+from trellis_superlink.core.runs import Run
 from trellis_superlink.core.service import Core
 from trellis_superlink.edges import convert
 from trellis_superlink.edges.errors import EdgeError
+from trellis_superlink.edges.links import Links
 from trellis_superlink.edges.rpc import Call, Drain, Handler, Service
-from trellis_superlink.edges.versions import DEFAULT_NAMES, UNNAMED_NEWER, Dialect, dialect, federation_of_1_24
+from trellis_superlink.edges.versions import (
+    DEFAULT_NAMES,
+    UNNAMED_NEWER,
+    Dialect,
+    dialect,
+    encode_run_event,
+    federation_of_1_24,
+    run_event_of_1_28,
+)
 from trellis_superlink.metrics import Metrics
 
 T = TypeVar("T")
@@ -56,11 +66,7 @@ _UNSERVED: Mapping[str, str] = {
         _FEDERATIONS,
     ),
     "ConfigureSimulationFederation": "This SuperLink runs real federations only, no simulations.",
-    "StreamRunEvents": "This SuperLink has no run events; `flwr log` shows what a run prints.",
-    **dict.fromkeys(
-        ("ListRunSeries", "GetRunSeries", "ListRunSeriesEvents", "UpdateRunSeriesDescription"),
-        "This SuperLink keeps no run series; `flwr ls` lists its runs.",
-    ),
+    "UpdateRunSeriesDescription": "Each run is a series of its own here and is called after its app.",
     **dict.fromkeys(("StartAutomation", "ListAutomations", "StopAutomation"), "This SuperLink has no automations."),
     **dict.fromkeys(
         ("ListConnectors", "DisconnectConnector", "BeginConnectorOAuth", "CompleteConnectorOAuth"),
@@ -77,8 +83,9 @@ _UNSERVED: Mapping[str, str] = {
 class Control:
     """The rpcs of Control. Without login there is one account, as on stock."""
 
-    def __init__(self, core: Core, drain: Drain, metrics: Metrics) -> None:
+    def __init__(self, core: Core, drain: Drain, metrics: Metrics, links: Links) -> None:
         self._core = core
+        self._links = links
         self._drain = drain
         self._metrics = metrics
 
@@ -100,6 +107,10 @@ class Control:
             "ListNodes": self.list_nodes,
             "ListFederations": self.list_federations,
             "ShowFederation": self.show_federation,
+            "StreamRunEvents": self.stream_run_events,
+            "ListRunSeries": self.list_run_series,
+            "GetRunSeries": self.get_run_series,
+            "ListRunSeriesEvents": self.list_run_series_events,
         }
         return (
             Service(CONTROL, "control", control, unserved=_unserved, details=_details, known=frozenset(_UNSERVED)),
@@ -169,8 +180,63 @@ class Control:
     async def pull_artifacts(self, call: Call) -> None:
         request = await call.request(control_pb2.PullArtifactsRequest)
         call.note(run_id=request.run_id)
+        found = await _run_known(self._core.artifacts.list(NO_ACCOUNT, request.run_id))
+        if not found:
+            raise EdgeError(StatusCode.NOT_FOUND, f"Run {request.run_id} left no files behind.")
+        await call.send(control_pb2.PullArtifactsResponse(url=self._links.make(request.run_id, found[0].name)))
+
+    async def stream_run_events(self, call: Call) -> None:
+        """Each change of the run's status as an event, until it has finished."""
+        request = await call.request(control_pb2.StreamRunEventsRequest)
+        call.note(run_id=request.run_id)
+        encode = encode_run_event if _speech(call).task_events else run_event_of_1_28
+        changes = self._core.runs.follow(NO_ACCOUNT, request.run_id, request.after_task_event_id)
         await _run_known(self._core.runs.get(NO_ACCOUNT, request.run_id))
-        raise EdgeError(StatusCode.UNIMPLEMENTED, "ControlServicer initialized without artifact provider", 20)
+        with self._metrics.held("control"):
+            async for batch in self._drain.until(changes):
+                for change in batch:
+                    await call.send(encode(convert.event_to_edge(request.run_id, change)))
+
+    # ---- series: each run is one of its own ------------------------------------------------------------------------
+
+    async def list_run_series(self, call: Call) -> None:
+        request = await call.request(control_pb2.ListRunSeriesRequest)
+        _require_federation(request.federation_id)
+        runs = [] if request.is_agent else await self._core.runs.list(NO_ACCOUNT)
+        if request.updated_before:
+            before = _time(request.updated_before)
+            runs = [run for run in runs if convert.updated_at(run) < before]
+        limit = request.limit if request.HasField("limit") else None
+        name = _speech(call).federation
+        await call.send(
+            control_pb2.ListRunSeriesResponse(entries=[convert.series_to_edge(run, name) for run in runs[:limit]])
+        )
+
+    async def get_run_series(self, call: Call) -> None:
+        request = await call.request(control_pb2.GetRunSeriesRequest)
+        run = await self._of_series(request.series_id)
+        name = _speech(call).federation
+        await call.send(
+            control_pb2.GetRunSeriesResponse(
+                series=convert.series_to_edge(run, name), runs=[convert.run_to_edge(run, name)]
+            )
+        )
+
+    async def list_run_series_events(self, call: Call) -> None:
+        request = await call.request(control_pb2.ListRunSeriesEventsRequest)
+        await self._of_series(request.series_id)
+        changes = await self._core.runs.history(NO_ACCOUNT, request.series_id)
+        await call.send(
+            control_pb2.ListRunSeriesEventsResponse(
+                events=[convert.event_to_edge(request.series_id, change) for change in changes]
+            )
+        )
+
+    async def _of_series(self, series_id: int) -> Run:
+        try:
+            return await self._core.runs.get(NO_ACCOUNT, series_id)
+        except NotFound as error:
+            raise EdgeError(StatusCode.NOT_FOUND, "Run series ID not found", 17) from error
 
     # ---- nodes -----------------------------------------------------------------------------------------------------
 
@@ -249,6 +315,13 @@ async def _run_known(work: Awaitable[T]) -> T:
         return await work
     except NotFound as error:
         raise EdgeError(StatusCode.NOT_FOUND, "Run ID not found", 16) from error
+
+
+def _time(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError as error:
+        raise EdgeError(StatusCode.INVALID_ARGUMENT, f"{text!r} is no time in ISO 8601.") from error
 
 
 def _now() -> str:

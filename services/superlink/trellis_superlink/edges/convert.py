@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
@@ -9,11 +10,11 @@ from trellis_wire import config
 from trellis_wire.messages import MessageError, Metadata, decode_message_object
 from trellis_wire.objects import ObjectError, Tree, object_id
 from trellis_wire.pb.appio import appio_pb2
-from trellis_wire.pb.edge import fleet_pb2, message_pb2, node_pb2, records_pb2, run_pb2
+from trellis_wire.pb.edge import control_pb2, fleet_pb2, message_pb2, node_pb2, records_pb2, run_pb2
 
 from trellis_superlink.core.nodes import Node
 from trellis_superlink.core.parcels import Parcel, State
-from trellis_superlink.core.runs import Run
+from trellis_superlink.core.runs import HistoryEntry, Run
 
 
 def iso(moment: float | None) -> str:
@@ -46,6 +47,35 @@ def run_to_edge(run: Run, federation: str) -> run_pb2.Run:
         # Each run is a series of its own: nodes of 1.31 and later keep an app's context per series, so that runs with
         # the same number (0, where none is set) would see each other's.
         series_id=run.run_id,
+    )
+
+
+def updated_at(run: Run) -> float:
+    """When the run's status changed last."""
+    return run.finished_at or run.running_at or run.starting_at or run.pending_at
+
+
+def series_to_edge(run: Run, federation: str) -> run_pb2.RunSeries:
+    """The series that a run is by itself."""
+    return run_pb2.RunSeries(
+        series_id=run.run_id,
+        federation=federation,
+        description=run.fab_id,
+        created_at=iso(run.pending_at),
+        updated_at=iso(updated_at(run)),
+        last_run_status=run_pb2.RunStatus(status=run.status, sub_status=run.outcome, details=run.details),
+        run_ids=[run.run_id],
+    )
+
+
+def event_to_edge(run_id: int, change: HistoryEntry) -> control_pb2.TaskEvent:
+    """A change of status; `data` is JSON with the words of RunStatus."""
+    return control_pb2.TaskEvent(
+        id=change.number,
+        timestamp=iso(change.at),
+        run_id=run_id,
+        event="run_status",
+        data=json.dumps({"status": change.status, "sub_status": change.outcome, "details": change.details}),
     )
 
 

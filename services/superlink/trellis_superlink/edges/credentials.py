@@ -40,6 +40,13 @@ class JoinToken(CredentialProvider):
         return "join-token"
 
 
+class ClientCertificate(CredentialProvider):
+    """Nothing more is asked for: TLS lets in only who holds a certificate of the executors' CA."""
+
+    def identify(self, call: Call) -> str | None:
+        return "certificate"
+
+
 class Anybody(CredentialProvider):
     """No credential asked for: whoever reaches the port may attend, as on stock."""
 

@@ -12,16 +12,22 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from grpc import StatusCode
 from trellis_wire.identity import NodeCredential, verify_http
 
+from trellis_superlink.core.artifacts import Artifact
+from trellis_superlink.core.errors import NotFound
+from trellis_superlink.core.principals import SYSTEM
+from trellis_superlink.core.service import Core
 from trellis_superlink.edges import control, fleet
 from trellis_superlink.edges.errors import EdgeError
+from trellis_superlink.edges.links import Links
 from trellis_superlink.edges.rpc import Call, Dispatcher, Service
 from trellis_superlink.metrics import Metrics
 
@@ -40,6 +46,8 @@ LEAST_RATE: Final = 16 * 1024
 LINGER_BYTES: Final = 256 * 1024 * 1024
 LINGER_SECONDS: Final = 5.0
 """How much of a body is thrown away, and for how long, so that its sender gets to read why it is refused."""
+
+_ARTIFACT_PART = 1024 * 1024
 
 STATUSES: Mapping[StatusCode, int] = {
     StatusCode.INVALID_ARGUMENT: 400,
@@ -102,7 +110,7 @@ def control_over_http(service: Service) -> Surface:
     )
 
 
-def application(surfaces: tuple[Surface, ...], metrics: Metrics) -> FastAPI:
+def application(surfaces: tuple[Surface, ...], metrics: Metrics, core: Core, links: Links) -> FastAPI:
     """The whole edge."""
     app = FastAPI(title="Trellis SuperLink", openapi_url=None)
 
@@ -110,8 +118,32 @@ def application(surfaces: tuple[Surface, ...], metrics: Metrics) -> FastAPI:
     async def health() -> Response:
         return Response()
 
+    @app.api_route("/v1/artifacts/{run_id}/{name}", methods=["GET", "HEAD"])
+    async def artifact(request: Request, run_id: int, name: str, expires: str = "", signature: str = "") -> Response:
+        """What a run left behind, for whoever has the link that `flwr pull` gave."""
+        if problem := links.problem(run_id, name, expires, signature):
+            return PlainTextResponse(problem + "\n", 403)
+        try:
+            found = next(one for one in await core.artifacts.list(SYSTEM, run_id) if one.name == name)
+        except (StopIteration, NotFound):
+            return PlainTextResponse("What the run left behind is kept no longer.\n", 404)
+        headers = {
+            "content-length": str(found.size),
+            "content-disposition": f'attachment; filename="{name}"',
+            "cache-control": "private, no-store",
+        }
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="application/zip")
+        return StreamingResponse(_content(core, found), headers=headers, media_type="application/zip")
+
     app.mount("/v1", _Edge(surfaces, metrics))
     return app
+
+
+async def _content(core: Core, artifact: Artifact) -> AsyncIterator[bytes]:
+    for start in range(0, artifact.size, _ARTIFACT_PART):
+        length = min(_ARTIFACT_PART, artifact.size - start)
+        yield bytes(await core.artifacts.read(SYSTEM, artifact.run_id, artifact.name, start, length))
 
 
 def kebab(method: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from grpc import StatusCode
 from trellis_wire.objects import ObjectError
@@ -12,6 +12,7 @@ from trellis_wire.pb.appio import appio_pb2
 
 from trellis_superlink.core.executors import Attendance, Drop, Hello, Order, Stop, Work
 from trellis_superlink.core.logs import LogLine
+from trellis_superlink.core.objects import PART
 from trellis_superlink.core.principals import SUPERLINK_NODE_ID, Principal
 from trellis_superlink.core.runs import Outcome
 from trellis_superlink.core.service import Core
@@ -66,6 +67,7 @@ class ServerAppIO:
                 "PullObjects": self.pull_objects,
                 "ConfirmReceived": self.confirm_received,
                 "PushLogs": self.push_logs,
+                "PushArtifact": self.push_artifact,
                 "FinishRun": self.finish_run,
             },
             unserved=lambda method: EdgeError(StatusCode.UNIMPLEMENTED, f"ServerAppIO has no method {method!r}."),
@@ -189,6 +191,27 @@ class ServerAppIO:
     async def push_objects(self, call: Call) -> None:
         who = await self._executor(call)
         await parts.take(call, self._flow, who.claim, self._core.objects.receive(who, who.run))
+
+    async def push_artifact(self, call: Call) -> None:
+        who = await self._executor(call)
+        first = await self._artifact_part(call)
+        if first is None or not first.name or "/" in first.name:
+            raise EdgeError(StatusCode.INVALID_ARGUMENT, "An artifact comes in parts that carry its file name.")
+
+        async def parts() -> AsyncIterator[bytes]:
+            part: appio_pb2.ArtifactPart | None = first
+            while part is not None:
+                yield part.data
+                async with self._flow.hold(PART, who.claim):
+                    part = await self._artifact_part(call)
+
+        artifact = await self._core.artifacts.store(who, first.name, parts())
+        _log.info("Artifact kept", extra={"artifact": artifact.name, "bytes": artifact.size})
+        await call.send(appio_pb2.PushArtifactResponse())
+
+    async def _artifact_part(self, call: Call) -> appio_pb2.ArtifactPart | None:
+        data = await call.read()
+        return None if data is None else call.decode(appio_pb2.ArtifactPart, data)
 
     async def stream_replies(self, call: Call) -> None:
         who = await self._executor(call)

@@ -27,14 +27,16 @@ class Dialect:
     since: tuple[int, int]
     federation: str  # the default federation's name in answers
     json_errors: bool  # whether error details may be JSON with a code
+    task_events: bool  # whether StreamRunEvents carries a TaskEvent, else two texts
     federation_of_1_27: bool  # whether Federation has the layout of 1.27 on, else that of 1.24-1.25
 
 
 # Newest first.
 DIALECTS: Sequence[Dialect] = (
-    Dialect((1, 33), "@none/default", json_errors=True, federation_of_1_27=True),
-    Dialect((1, 27), "@none/default", json_errors=False, federation_of_1_27=True),
-    Dialect((1, 21), DEFAULT_FEDERATION, json_errors=False, federation_of_1_27=False),
+    Dialect((1, 33), "@none/default", json_errors=True, task_events=True, federation_of_1_27=True),
+    Dialect((1, 31), "@none/default", json_errors=False, task_events=True, federation_of_1_27=True),
+    Dialect((1, 27), "@none/default", json_errors=False, task_events=False, federation_of_1_27=True),
+    Dialect((1, 21), DEFAULT_FEDERATION, json_errors=False, task_events=False, federation_of_1_27=False),
 )
 
 UNNAMED = (1, 24)
@@ -58,6 +60,16 @@ def federation_of_1_24(answer: control_pb2.ShowFederationResponse) -> bytes:
     fields += [(3, _bytes_of(node)) for node in federation.nodes]
     fields += [(4, _bytes_of(run)) for run in federation.runs]
     return _encode([(1, _encode(fields)), (2, answer.now.encode())])
+
+
+def encode_run_event(event: control_pb2.TaskEvent) -> bytes:
+    """An item of StreamRunEvents from 1.31 on."""
+    return _bytes_of(control_pb2.StreamRunEventsResponse(task_event=event))
+
+
+def run_event_of_1_28(event: control_pb2.TaskEvent) -> bytes:
+    """The same for 1.28-1.30: the event's name 1, its data 2 (WIRE.md 1.4)."""
+    return _encode([(1, event.event.encode()), (2, event.data.encode())])
 
 
 def _bytes_of(message: Message) -> bytes:

@@ -1,7 +1,7 @@
 """Topics that waiting calls sleep on. Within one process a topic is a set of asyncio listeners; across replicas the
 same interface stands on PostgreSQL's LISTEN/NOTIFY (a topic is a channel's payload, so it is short text without data).
 
-Topics: `node/<id>`, `run/<id>/replies`, `run/<id>/log`, `runs/pending`.
+Topics: `node/<id>`, `run/<id>/replies`, `run/<id>/log`, `run/<id>/status`, `runs/pending`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ def replies_topic(run_id: int) -> str:
 
 def log_topic(run_id: int) -> str:
     return f"run/{run_id}/log"
+
+
+def status_topic(run_id: int) -> str:
+    return f"run/{run_id}/status"
 
 
 class Listener:

@@ -213,6 +213,14 @@ artifacts = Table(
     PrimaryKeyConstraint("run_id", "name"),
 )
 
+# Keys that a SuperLink makes for itself once, and every replica of it uses.
+keys = Table(
+    "keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+
 # When this SuperLink last wrote a batch of heartbeats: what was online then gets time to come back after a restart.
 beats = Table(
     "beats",

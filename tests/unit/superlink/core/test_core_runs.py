@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -229,9 +230,12 @@ async def test_retention_forgets_everything_of_a_run(tmp_path: Path) -> None:
         who, work, _stay = await w.running()
         await w.push(who, [instruct(work.run.run_id, node.node_id, records(1000))])
         await w.core.logs.append(who, [LogLine(0, "INFO", "hello\n")], 1)
-        artifact = tmp_path / "model.bin"
-        artifact.write_bytes(b"m" * 100_000)
-        await w.core.artifacts.add(who, "model.bin", artifact)
+
+        async def model() -> AsyncIterator[bytes]:
+            for _ in range(10):
+                yield b"m" * 10_000
+
+        await w.core.artifacts.store(who, "model.bin", model())
         with pytest.raises(RunUnfinished):
             await w.core.artifacts.list(NO_ACCOUNT, work.run.run_id)
         bundle = deflate(records(10))

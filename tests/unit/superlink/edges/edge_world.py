@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 from trellis_superlink.core.service import Core
+from trellis_superlink.edges.links import KEY
 from trellis_superlink.main import SuperLink, core_config
 from trellis_superlink.settings import SuperLinkSettings
 from trellis_wire.fab import build
@@ -370,7 +371,7 @@ def settings(folder: Path, **changes: Any) -> SuperLinkSettings:
 async def network(folder: Path, **changes: Any) -> AsyncIterator[Network]:
     chosen = settings(folder, **changes)
     core = await Core.open(core_config(chosen))
-    link = SuperLink(chosen, core)
+    link = SuperLink(chosen, core, await core.key(KEY))
     await link.start()
     bound = {"appio": link.appio.bound, "fleet": link.fleet.bound, "control": link.control.bound}
     channels = {name: grpc.aio.insecure_channel(address, options=OPTIONS) for name, address in bound.items()}

@@ -84,6 +84,11 @@ class ServerAppIOStub:
                 request_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushLogsRequest.SerializeToString,
                 response_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushLogsResponse.FromString,
                 _registered_method=True)
+        self.PushArtifact = channel.stream_unary(
+                '/trellis.appio.v1.ServerAppIO/PushArtifact',
+                request_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ArtifactPart.SerializeToString,
+                response_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushArtifactResponse.FromString,
+                _registered_method=True)
         self.FinishRun = channel.unary_unary(
                 '/trellis.appio.v1.ServerAppIO/FinishRun',
                 request_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.FinishRunRequest.SerializeToString,
@@ -157,6 +162,12 @@ class ServerAppIOServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushArtifact(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FinishRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -215,6 +226,11 @@ def add_ServerAppIOServicer_to_server(servicer, server):
                     servicer.PushLogs,
                     request_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushLogsRequest.FromString,
                     response_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushLogsResponse.SerializeToString,
+            ),
+            'PushArtifact': grpc.stream_unary_rpc_method_handler(
+                    servicer.PushArtifact,
+                    request_deserializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ArtifactPart.FromString,
+                    response_serializer=trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushArtifactResponse.SerializeToString,
             ),
             'FinishRun': grpc.unary_unary_rpc_method_handler(
                     servicer.FinishRun,
@@ -492,6 +508,33 @@ class ServerAppIO:
             '/trellis.appio.v1.ServerAppIO/PushLogs',
             trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushLogsRequest.SerializeToString,
             trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushArtifact(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/trellis.appio.v1.ServerAppIO/PushArtifact',
+            trellis__wire_dot_pb_dot_appio_dot_appio__pb2.ArtifactPart.SerializeToString,
+            trellis__wire_dot_pb_dot_appio_dot_appio__pb2.PushArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

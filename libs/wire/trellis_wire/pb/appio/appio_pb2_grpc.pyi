@@ -51,6 +51,7 @@ class ServerAppIOStub:
     PullObjects: _grpc.UnaryStreamMultiCallable[_appio_pb2.PullObjectsRequest, _appio_pb2.ObjectPart]
     ConfirmReceived: _grpc.UnaryUnaryMultiCallable[_appio_pb2.ConfirmReceivedRequest, _appio_pb2.ConfirmReceivedResponse]
     PushLogs: _grpc.UnaryUnaryMultiCallable[_appio_pb2.PushLogsRequest, _appio_pb2.PushLogsResponse]
+    PushArtifact: _grpc.StreamUnaryMultiCallable[_appio_pb2.ArtifactPart, _appio_pb2.PushArtifactResponse]
     FinishRun: _grpc.UnaryUnaryMultiCallable[_appio_pb2.FinishRunRequest, _appio_pb2.FinishRunResponse]
 
 @_typing.type_check_only
@@ -70,6 +71,7 @@ class ServerAppIOAsyncStub(ServerAppIOStub):
     PullObjects: _aio.UnaryStreamMultiCallable[_appio_pb2.PullObjectsRequest, _appio_pb2.ObjectPart]  # type: ignore[assignment]
     ConfirmReceived: _aio.UnaryUnaryMultiCallable[_appio_pb2.ConfirmReceivedRequest, _appio_pb2.ConfirmReceivedResponse]  # type: ignore[assignment]
     PushLogs: _aio.UnaryUnaryMultiCallable[_appio_pb2.PushLogsRequest, _appio_pb2.PushLogsResponse]  # type: ignore[assignment]
+    PushArtifact: _aio.StreamUnaryMultiCallable[_appio_pb2.ArtifactPart, _appio_pb2.PushArtifactResponse]  # type: ignore[assignment]
     FinishRun: _aio.UnaryUnaryMultiCallable[_appio_pb2.FinishRunRequest, _appio_pb2.FinishRunResponse]  # type: ignore[assignment]
 
 class ServerAppIOServicer(metaclass=_abc_1.ABCMeta):
@@ -146,6 +148,13 @@ class ServerAppIOServicer(metaclass=_abc_1.ABCMeta):
         request: _appio_pb2.PushLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appio_pb2.PushLogsResponse, _abc.Awaitable[_appio_pb2.PushLogsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PushArtifact(
+        self,
+        request_iterator: _MaybeAsyncIterator[_appio_pb2.ArtifactPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_appio_pb2.PushArtifactResponse, _abc.Awaitable[_appio_pb2.PushArtifactResponse]]: ...
 
     @_abc_1.abstractmethod
     def FinishRun(
