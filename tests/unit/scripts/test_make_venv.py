@@ -19,7 +19,7 @@ NOTHING = "# nothing\n"
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < end, f"waited in vain until {what}"
         time.sleep(0.02)
@@ -54,7 +54,7 @@ class Making:
         assert self.process.poll() is None, self.output.read_text()
 
     def end(self) -> int:
-        return self.process.wait(60)
+        return self.process.wait(200)
 
     def says(self, code: str) -> str:
         """What the made interpreter prints."""
@@ -135,7 +135,7 @@ def test_interrupted_it_leaves_nothing(
     if moment == "making":
         making.reaches(lambda: (making.folder / "bin" / "python").exists(), "there is an interpreter without pip")
     else:
-        silent_index.settimeout(60)
+        silent_index.settimeout(200)
         silent_index.accept()  # pip asks, and waits
     family = descendants(making.process.pid)
     assert family
@@ -147,7 +147,7 @@ def test_interrupted_it_leaves_nothing(
 
 def test_cut_off_it_is_made_anew(tmp_path: Path, silent_index: socket.socket) -> None:
     making = Making(tmp_path, asks(silent_index))
-    silent_index.settimeout(60)
+    silent_index.settimeout(200)
     silent_index.accept()
     for pid in [making.process.pid, *descendants(making.process.pid)]:
         os.kill(pid, signal.SIGKILL)
