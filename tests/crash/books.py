@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +29,30 @@ def books(log: str) -> list[Page]:
     return pages
 
 
-def assert_kept(result: RunResult, *, sites: int, rounds: int) -> None:
-    """The run completed; in each round each site answered once, having worked once more; the model is the right one."""
+def assert_kept(
+    result: RunResult, *, sites: int, rounds: int, errors: Mapping[tuple[int, int], int] | None = None
+) -> None:
+    """The run completed; in each round each site answered once, having worked once more; the model is the right one.
+
+    `errors`: the codes of those replies, by round and partition, that are errors; work of that round does not count.
+    """
     assert result.outcome == "completed", f"{result.outcome}: {result.reason}\n{result.log}"
-    value, expected = 0.0, []
+    assert books(result.log) == pages(sites, rounds, errors or {})
+
+
+def pages(sites: int, rounds: int, errors: Mapping[tuple[int, int], int]) -> list[Page]:
+    """What the books are when nothing is lost and nothing counts twice."""
+    value, worked, expected = 0.0, [0] * sites, []
     for number in range(1, rounds + 1):
-        value += sum(value + 1 + partition for partition in range(sites))
-        expected.append(Page(number, [(partition, number, None) for partition in range(sites)], value))
-    assert books(result.log) == expected
+        replies: list[tuple[int, int, int | None]] = []
+        total = value
+        for partition in range(sites):
+            if (number, partition) in errors:
+                replies.append((-1, 0, errors[number, partition]))
+                continue
+            worked[partition] += 1
+            replies.append((partition, worked[partition], None))
+            total += value + 1 + partition
+        value = total
+        expected.append(Page(number, sorted(replies), value))
+    return expected
