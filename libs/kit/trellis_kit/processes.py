@@ -29,11 +29,14 @@ def _prctl(option: int, value: int) -> None:
 # aborts now and then. So a small program takes the steps that belong into the child and becomes what was asked for.
 _LAUNCHER = """
 import ctypes, os, sys
-parent, number, memory, cpus, fence, count, *argv = sys.argv[1:]
+parent, number, memory, cpus, oom, fence, count, *argv = sys.argv[1:]
 hidden, argv = argv[: int(count or 0)], argv[int(count or 0) :]
 ctypes.CDLL(None).prctl(1, int(number), 0, 0, 0)
 if os.getppid() != int(parent):
     os._exit(143)
+if oom:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(oom)
 if memory:
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
@@ -63,11 +66,13 @@ def spawn(
     death_signal: signal.Signals = signal.SIGTERM,
     memory: int | None = None,
     cpus: int | None = None,
+    oom_score_adj: int | None = None,
     hidden: Sequence[Path] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process that gets `death_signal` when the calling thread ends, however it ends.
 
-    `memory` bounds its address space in bytes, `cpus` the number of processors it may use. Where `hidden` is given,
+    `memory` bounds its address space in bytes, `cpus` the number of processors it may use; `oom_score_adj` says how
+    readily the kernel ends it when memory runs out, up to 1000 (lowering it needs privileges). Where `hidden` is given,
     neither it nor what it starts can read or change these files and folders (`cwd` is exempt), or signal processes
     outside, as far as the kernel can: see fence.py. Raises FileNotFoundError when the program does not exist or may not
     be executed.
@@ -75,7 +80,8 @@ def spawn(
     program = shutil.which(argv[0])
     if program is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
-    limits = ("" if memory is None else str(memory), "" if cpus is None else str(cpus))
+    # The child sets its own score: a parent that made itself non-dumpable has no say in /proc over one that just began.
+    limits = ("" if limit is None else str(limit) for limit in (memory, cpus, oom_score_adj))
     fence = ("", "") if hidden is None else (str(_FENCE), str(len(hidden)), *map(str, hidden))
     own = (str(os.getpid()), str(int(death_signal)), *limits, *fence)
     launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER, *own)
@@ -99,11 +105,6 @@ def become_subreaper() -> None:
 def make_non_dumpable() -> None:
     """Other processes of the same user can no longer read this one's memory, environment or descriptors in /proc."""
     _prctl(_PR_SET_DUMPABLE, 0)
-
-
-def set_oom_score_adj(value: int, pid: int | None = None) -> None:
-    """How readily the kernel ends the process when memory runs out: up to 1000; lowering it needs privileges."""
-    Path(f"/proc/{'self' if pid is None else pid}/oom_score_adj").write_text(str(value))
 
 
 def children(pid: int) -> list[int]:

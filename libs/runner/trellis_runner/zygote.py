@@ -112,6 +112,7 @@ class Zygote:
                 death_signal=signal.SIGKILL,
                 memory=start.memory,
                 cpus=start.cpus,
+                oom_score_adj=_OOM_SCORE,
                 hidden=start.hidden,
             )
         except OSError as error:
@@ -123,7 +124,6 @@ class Zygote:
         finally:
             theirs.close()
         try:
-            processes.set_oom_score_adj(_OOM_SCORE, process.pid)
             return cls(process, mine, await _first_news(process, mine, start))
         except BaseException:
             mine.close()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit_programs import Program, lives, wait_for
@@ -16,8 +17,8 @@ from trellis_kit.processes import children, descendants, kill_tree, spawn
 STAYS = "import time; print('up', flush=True); time.sleep(300)"
 
 
-def output(code: str, *, memory: int | None = None, cpus: int | None = None) -> str:
-    child = spawn([sys.executable, "-c", code], stdout=subprocess.PIPE, memory=memory, cpus=cpus)
+def output(code: str, **limits: Any) -> str:
+    child = spawn([sys.executable, "-c", code], stdout=subprocess.PIPE, **limits)
     out, _ = child.communicate(timeout=30)
     return out.decode().strip()
 
@@ -49,7 +50,8 @@ def test_a_child_whose_parent_is_gone_before_it_begins_does_not_begin(tmp_path: 
     """Between fork and the request to the kernel the parent may die: the child finds another parent, and ends."""
     begun = tmp_path / "begun"
     program = (sys.executable, "-c", f"open({str(begun)!r}, 'w')")
-    argv = [sys.executable, "-c", processes._LAUNCHER, str(os.getpid() + 1), str(int(signal.SIGTERM)), "", "", "", ""]
+    own = [str(os.getpid() + 1), str(int(signal.SIGTERM)), *[""] * 5]
+    argv = [sys.executable, "-c", processes._LAUNCHER, *own]
     assert subprocess.run([*argv, *program], timeout=30).returncode == 128 + signal.SIGTERM
     assert not begun.exists()
     argv[3] = str(os.getpid())
@@ -65,6 +67,10 @@ def test_memory_and_processors_are_bounded() -> None:
     code = "import os, resource; print(resource.getrlimit(resource.RLIMIT_AS)[0], len(os.sched_getaffinity(0)))"
     assert output(code, memory=limit, cpus=1) == f"{limit} 1"
     assert output(code, cpus=10_000).split()[1] == str(len(os.sched_getaffinity(0)))  # no more than there are
+
+
+def test_it_goes_first_when_memory_runs_out() -> None:
+    assert output("print(open('/proc/self/oom_score_adj').read())", oom_score_adj=500) == "500"
 
 
 def test_neighbours_do_not_share_one_processor() -> None:
