@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 # Passed on to guests: where programs and libraries are, language, and how many threads numeric libraries use.
 _ENVIRONMENT = ("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ENVIRONMENT_PREFIXES = ("LC_", "OPENBLAS_", "OMP_", "MKL_", "NUMEXPR_", "CUDA_", "NVIDIA_")
+
+_MODULES = 20_000  # imported ahead at most; torch brings 2,000
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,16 @@ class GuestHost:
         if self._subreaper and not self._starting.locked():  # else done once the new one is known
             processes.kill_descendants(frozenset(zygote.pid for zygote in self._zygotes() if zygote.alive))
 
-    def preimport(self, modules: Collection[str]) -> bool:
+    def preimport(self, modules: object) -> bool:
         """Have later guests begin with these modules imported: what an app turned out to need from outside its FAB.
 
-        False when all of them are known already.
+        False when all of them are known already. A guest names them, so they may be anything; where it is no list of
+        names or there are thousands already, it is left out.
         """
-        new = [name for name in modules if name not in self._known and name not in self._never]
+        if not isinstance(modules, list) or len(modules) + len(self._known) > _MODULES:
+            return False
+        names = [name for name in modules if isinstance(name, str)]
+        new = [name for name in names if name not in self._known and name not in self._never]
         self._known.update(dict.fromkeys(new))
         if new and self._zygote is not None:
             self._zygote.preimport(new)

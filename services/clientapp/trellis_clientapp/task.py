@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from trellis_clientapp.guests import Guests
 
 _log = logging.getLogger(__name__)
 
+_MAX_REASON = 4000  # characters
 _LOG_SECONDS = 30.0  # how long last lines wait for a SuperNode that is away
 
 
@@ -69,35 +71,38 @@ class TaskHost:
 
     async def _work_and_finish(self, pushed_logs: LogPush) -> None:
         try:
-            tree, objects = await self._transfer.fetch(self._work.instruction)
+            await self._answer(pushed_logs)
         except grpc.aio.AioRpcError as refusal:
             if not is_unwanted(refusal):
                 raise
             _log.warning("The SuperNode does not want this task any more: %s", refusal.details())
-            return
+        else:
+            _log.info("Answered")
+
+    async def _answer(self, pushed_logs: LogPush) -> None:
+        tree, objects = await self._transfer.fetch(self._work.instruction)
         instruction, error, _ = decode_message_object(objects[tree.object_id])
         try:
             _, _, records = inflate_message(tree, objects.__getitem__, assemble=join)
         except ObjectError as problem:  # a pickled array, for example: no other executor could read it either
-            reason = f"The instruction cannot be read: {problem}"
-            _log.warning("%s", reason)
-            await self._finish(*_error_reply(instruction, ErrorCode.UNKNOWN, reason))
+            await self._tell(instruction, ErrorCode.UNKNOWN, f"The instruction cannot be read: {problem}")
             return
         del objects
         try:
-            request, sources = await self._reply(pushed_logs, instruction, error, records)
+            await self._finish(*await self._reply(pushed_logs, instruction, error, records))
         except grpc.aio.AioRpcError as refusal:
             if is_unwanted(refusal):
-                _log.warning("The SuperNode does not want this task any more: %s", refusal.details())
-                return
+                raise
             reason = f"The SuperNode refused what the task needs: {refusal.details()}"
-            _log.error("%s", reason)
-            request, sources = _error_reply(instruction, ErrorCode.INVALID_FAB, reason)
+            await self._tell(instruction, ErrorCode.INVALID_FAB, reason)
         except Exception as problem:  # handed out again it would fail again
             _log.exception("The task failed in the executor")
             reason = f"The executor failed: {type(problem).__name__}: {problem}"
-            request, sources = _error_reply(instruction, ErrorCode.CLIENT_APP_CRASHED, reason)
-        await self._finish(request, sources)
+            await self._tell(instruction, ErrorCode.CLIENT_APP_CRASHED, reason)
+
+    async def _tell(self, instruction: Metadata, code: ErrorCode, reason: str) -> None:
+        _log.error("%s", reason)
+        await self._finish(*_error_reply(instruction, code, reason))
 
     async def _close(self, pushed_logs: LogPush) -> None:
         if self._ending is not None:
@@ -150,13 +155,18 @@ class TaskHost:
             raise
         guest.pump.drain()
         self._ending = self._guests.give_back(run.run_id, guest, header)
-        if header["op"] == "error":
-            return _error_reply(instruction, header["code"], header["reason"])
-        return (
-            await asyncio.to_thread(_reply_request, header, buffers, state_tree)
-            if sum(map(len, buffers)) > 1024 * 1024
-            else _reply_request(header, buffers, state_tree)
-        )
+        try:
+            if header["op"] == "error":
+                return _error_reply(instruction, header["code"], header["reason"])
+            return (
+                await asyncio.to_thread(_reply_request, header, buffers, state_tree, instruction)
+                if sum(map(len, buffers)) > 1024 * 1024
+                else _reply_request(header, buffers, state_tree, instruction)
+            )
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
+            reason = f"The ClientApp's process gave no reply that can be sent: {problem}"
+            _log.error("%s", reason)
+            return _error_reply(instruction, ErrorCode.CLIENT_APP_RAISED, reason)
 
     async def _fetch_fab(self, fab_hash: str) -> bytes:
         request = appio_pb2.GetFabRequest(fab_hash=fab_hash)
@@ -171,16 +181,11 @@ class TaskHost:
         return tree, inflate(tree, objects.__getitem__, assemble=join)
 
     async def _finish(self, request: appio_pb2.FinishTaskRequest, sources: Mapping[str, ObjectSource]) -> None:
-        try:
-            while True:
-                response = await persist(lambda: self._stub.FinishTask(request, metadata=self._metadata))
-                if not response.missing_objects:
-                    break
-                await self._transfer.push(sources, response.missing_objects)
-        except grpc.aio.AioRpcError as error:
-            _log.warning("The SuperNode does not want this reply any more: %s", error.details())
-            return
-        _log.info("Answered")
+        while True:
+            response = await persist(lambda: self._stub.FinishTask(request, metadata=self._metadata))
+            if not response.missing_objects:
+                return
+            await self._transfer.push(sources, response.missing_objects)
 
     def stop(self) -> None:
         """End the guest now."""
@@ -188,12 +193,21 @@ class TaskHost:
 
 
 def _reply_request(
-    header: dict[str, Any], buffers: Sequence[Buffer], state_before: Tree | None
+    header: dict[str, Any], buffers: Sequence[Buffer], state_before: Tree | None, instruction: Metadata
 ) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
+    """What the guest made of its message; nothing of it is taken on trust."""
     packer = Packer(buffers)
-    _, tree = packer.pack(header["message"])
+    metadata, tree = packer.pack(header["message"])
+    if _ends(metadata) != (
+        instruction.run_id,
+        instruction.message_id,
+        instruction.dst_node_id,
+        instruction.src_node_id,
+    ):
+        raise ValueError("it answers another message; make it with Message(content, reply_to=message)")
     sources = packer.objects
-    request = appio_pb2.FinishTaskRequest(reply=pack(tree, sources), runtime=header["runtime"])
+    runtime = header["runtime"]
+    request = appio_pb2.FinishTaskRequest(reply=pack(tree, sources), runtime=runtime if 0 <= runtime < math.inf else 0)
     state = read_records(header["state"], buffers)
     if state or state_before is not None:
         bundle = deflate(state)
@@ -201,6 +215,10 @@ def _reply_request(
             sources.update(bundle.objects)
             request.state.CopyFrom(pack(bundle.tree, sources))
     return request, sources
+
+
+def _ends(reply: Metadata) -> tuple[int, str, int, int]:
+    return reply.run_id, reply.reply_to_message_id, reply.src_node_id, reply.dst_node_id
 
 
 def _error_reply(
@@ -220,5 +238,5 @@ def _error_reply(
         src_task_id=instruction.dst_task_id,
         dst_task_id=instruction.src_task_id,
     )
-    bundle = deflate_message(metadata, error=MessageError(code, reason))
+    bundle = deflate_message(metadata, error=MessageError(code, reason[:_MAX_REASON]))
     return appio_pb2.FinishTaskRequest(reply=pack(bundle.tree, bundle.objects)), dict(bundle.objects)

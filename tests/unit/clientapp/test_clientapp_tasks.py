@@ -127,7 +127,7 @@ async def test_stop_ends_the_app_at_once_without_a_reply(hub: Hub, attend: Atten
         assert time.monotonic() - since < 1.0  # though the log is not taken
         hub.slow_logs.set()
         await until(lambda: hub.log_of("t1") != "", "the log")
-        assert gone(int(hub.log_of("t1")))
+        await until(lambda: gone(int(hub.log_of("t1"))), "the end of the app")
     assert hub.finished == {}
 
 
