@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -58,6 +58,8 @@ class Attendance:
     version: str
     guest_flwr_version: str
     join_token: str | None = None
+    explain: Callable[[], Awaitable[str | None]] | None = None
+    """Says what stands against the connection where it is TLS (trellis_kit.channel)."""
     holding: set[str] = field(default_factory=set)
     draining: bool = False
     executor_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -111,7 +113,7 @@ class Attendance:
         """What the other side wants done, for ever; waits with backoff while it cannot be reached."""
         backoff = Backoff(initial=0.1, cap=2.0)
         metadata = () if self.join_token is None else ((JOIN_TOKEN, self.join_token),)
-        away = False
+        away, told = False, None
         while True:
             reports: asyncio.Queue[appio_pb2.ExecutorReport] = asyncio.Queue()
             call = self.attend(self._outgoing(reports), metadata=metadata)
@@ -119,7 +121,7 @@ class Attendance:
                 async for order in call:
                     if order.WhichOneof("order") == "welcome":
                         backoff.reset()
-                        away = False
+                        away, told = False, None
                         self._reports = reports
                         self._tell_free()
                         _log.info("Connected; waiting for work")
@@ -133,9 +135,12 @@ class Attendance:
                     ) from error
                 if error.code() in _FINAL:
                     raise Fatal(f"This executor was refused: {error.details()}") from error
-                if not away:
-                    _log.warning("Not connected, trying again until it works: %s", error.details())
-                away = True
+                cause = None
+                if self.explain is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    cause = await self.explain()
+                if not away or cause not in (None, told):
+                    _log.warning("Not connected, trying again until it works: %s", cause or error.details())
+                away, told = True, cause or told
             finally:
                 self._reports = None
                 call.cancel()

@@ -11,7 +11,7 @@ from typing import Literal
 
 import grpc
 from pydantic import Field
-from trellis_kit.channel import open_channel
+from trellis_kit.channel import Channel, open_channel
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.settings import Address, Bytes, Seconds, Settings, StockFlag
 from trellis_kit.tls import ClientTls
@@ -53,10 +53,10 @@ class ExecutorSettings(Settings):
     grace: Seconds = Field(30.0, description="Time to finish or hand back work on SIGTERM")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much to log")
 
-    def channel(self, address: str, flag: str) -> grpc.aio.Channel:
+    def channel(self, address: str, flag: str) -> Channel:
         """The connection to `address`. Raises Fatal where neither TLS nor --insecure is chosen."""
         if self.insecure:
-            if self.root_certificates or self.certfile:
+            if self.root_certificates or self.certfile or self.keyfile:
                 raise Fatal("Give either --insecure or certificates, not both.")
             return open_channel(address, None, use_proxy=False)
         if self.root_certificates is None:

@@ -37,7 +37,9 @@ async def serve(settings: ClientAppSettings, stop: Stop, *, subreaper: bool = Fa
         async with settings.channel(settings.clientappio_api_address, "--clientappio-api-address") as channel:
             stub = appio_pb2_grpc.ClientAppIOStub(channel)
             without_copies(stub, channel, "trellis.appio.v1.ClientAppIO")
-            attendance = Attendance(stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token)
+            attendance = Attendance(
+                stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token, channel.explain
+            )
 
             def begin(work: appio_pb2.Work) -> TaskHost:
                 return TaskHost(work, stub, guests, apps)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from trellis_kit import logs
+from trellis_kit.channel import Channel
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.retry import Backoff
 from trellis_wire.bulk import Part, decode_part, encode_part
@@ -96,6 +97,8 @@ class FleetClient:
         self._key = key
         self._max_retries = max_retries
         self._max_wait = max_wait
+        self._channel = channel
+        self._told: str | None = None
         self.node_id = 0
         self._joined = asyncio.Event()
         self.inline = False  # whether the SuperLink announced that it speaks our fields
@@ -129,9 +132,7 @@ class FleetClient:
                 if error.code() is grpc.StatusCode.UNAUTHENTICATED and wait_to_be_let_in:
                     _log.debug("Waiting to be let in again: %s", error.details())
                 elif error.code() in _TRANSIENT:
-                    if self.reachable is not False:
-                        _log.warning("The SuperLink cannot be reached, trying again: %s", error.details())
-                    self.reachable = False
+                    await self._tell(error)
                 else:
                     raise _meaning(method, error) from error
                 tries += 1
@@ -144,9 +145,20 @@ class FleetClient:
                 if not self.reachable:
                     _log.info("The SuperLink answers")
                 self.reachable = True
+                self._told = None
                 _log.debug("%s answered", method)
                 return answer
             await backoff.wait()
+
+    async def _tell(self, error: grpc.aio.AioRpcError) -> None:
+        """Once for a time without the SuperLink, and again when TLS turns out to be the cause, or a new part of it."""
+        cause = None
+        if isinstance(self._channel, Channel) and error.code() is grpc.StatusCode.UNAVAILABLE:
+            cause = await self._channel.explain()
+        if self.reachable is not False or cause not in (None, self._told):
+            _log.warning("The SuperLink cannot be reached, trying again: %s", cause or error.details())
+        self._told = cause or self._told
+        self.reachable = False
 
     async def _once(self, method: str, request: Any, timeout: float | None) -> Any:
         metadata = (*sign_headers_grpc(self._key), CAPABILITIES, (logs.REQUEST_ID, logs.request_id()))

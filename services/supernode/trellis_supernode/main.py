@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trellis_kit import logs, memory
+from trellis_kit import handshakes, logs, memory, traced  # noqa: F401  (traced: loads gRPC)
 from trellis_kit.channel import open_channel
 from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
@@ -19,7 +19,7 @@ from trellis_kit.lifecycle import Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, split_address
-from trellis_kit.tls import ClientTls, ServerTls
+from trellis_kit.tls import ClientTls, ServerTls, interior_tls
 from trellis_wire.config import parse_config_args
 
 from trellis_supernode.appio import ClientAppIO, StockExecutors
@@ -52,13 +52,16 @@ def _fleet_tls(settings: SupernodeSettings) -> ClientTls | None:
 
 
 def _appio_tls(settings: SupernodeSettings) -> ServerTls | None:
-    if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
-        raise Fatal("--ssl-certfile and --ssl-keyfile belong together.")
-    if settings.ssl_certfile is None or settings.ssl_keyfile is None:
-        if settings.executor_ca_certfile is not None:
-            raise Fatal("--executor-ca-certfile needs --ssl-certfile and --ssl-keyfile.")
-        return None
-    return ServerTls(settings.ssl_certfile, settings.ssl_keyfile, settings.executor_ca_certfile)
+    if settings.appio_insecure and settings.ssl_certfile is not None:
+        raise Fatal("Give either --appio-insecure or --ssl-certfile, not both.")
+    return interior_tls(
+        insecure=settings.insecure or settings.appio_insecure or settings.only_own_executor,
+        certfile=settings.ssl_certfile,
+        keyfile=settings.ssl_keyfile,
+        client_ca=settings.executor_ca_certfile,
+        token=settings.join_token is not None or settings.isolation == "subprocess",
+        flags="--ssl-certfile and --ssl-keyfile",
+    )
 
 
 def _executor(settings: SupernodeSettings, address: str, token_file: Path) -> Sequence[str]:
@@ -93,7 +96,8 @@ def _isolation(settings: SupernodeSettings, bound: str, join_token: str | None) 
     address = _reachable(bound)
     if settings.isolation == "process":
         return ProcessIsolation(
-            f"Start one: trellis-clientapp --insecure --clientappio-api-address {address} (image trellis/clientapp)"
+            f"Start one: trellis-clientapp {_executor_flags(settings)} --clientappio-api-address {address} "
+            "(image trellis/clientapp)"
         )
     token_file = settings.state_dir / "executor-token"
     token_file.unlink(missing_ok=True)
@@ -101,6 +105,14 @@ def _isolation(settings: SupernodeSettings, bound: str, join_token: str | None) 
     token_file.write_text(join_token or "")
     argv = _executor(settings, address, token_file)
     return SubprocessIsolation(lambda: argv, SupernodeSettings)
+
+
+def _executor_flags(settings: SupernodeSettings) -> str:
+    """What an executor has to say to be let in, for people."""
+    flags = "--insecure" if settings.ssl_certfile is None else "--root-certificates CA"
+    if settings.executor_ca_certfile is not None:
+        flags += " --certfile CERTIFICATE --keyfile KEY"
+    return flags if settings.join_token is None else f"{flags} --join-token-file FILE"
 
 
 def _join_token(settings: SupernodeSettings) -> str | None:
@@ -191,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{PROG}: {REST_REFUSED}.", file=sys.stderr)
         sys.exit(2)
     settings = load(SupernodeSettings, prog=PROG, argv=arguments, stock_flags=STOCK_FLAGS)
+    handshakes.listen_in()
     logs.setup("supernode", level=settings.log_level)
     memory.tune()
     make_non_dumpable()

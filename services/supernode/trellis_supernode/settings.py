@@ -35,6 +35,9 @@ class SupernodeSettings(Settings):
     ssl_ca_certfile: Path | None = Field(
         None, description="CA that signed --ssl-certfile, for the executor that this node starts itself"
     )
+    appio_insecure: bool = Field(
+        False, description="Serve ClientAppIO without TLS, whatever the connection to the SuperLink does"
+    )
     executor_ca_certfile: Path | None = Field(
         None, description="CA of the executors' client certificates; with it, executors must show one"
     )
@@ -66,10 +69,18 @@ class SupernodeSettings(Settings):
         return value
 
     @property
+    def only_own_executor(self) -> bool:
+        """Whether no other executor than this node's own is meant to come."""
+        return self.isolation == "subprocess" and self.join_token is None and self.ssl_certfile is None
+
+    @property
     def appio_address(self) -> str:
-        """`--clientappio-api-address`, with `--host` and `--port` over it."""
+        """`--clientappio-api-address`, with `--host` and `--port` over it.
+
+        Where the only executor is this node's own, on the loopback only.
+        """
         host, port = split_address(self.clientappio_api_address)
-        host = self.host if self.host is not None else host
+        host = "127.0.0.1" if self.only_own_executor else self.host if self.host is not None else host
         bracketed = f"[{host}]" if ":" in host else host
         return f"{bracketed}:{self.port if self.port is not None else port}"
 

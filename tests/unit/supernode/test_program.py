@@ -157,10 +157,12 @@ async def test_tls_on_both_sides(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await w.link.stop()
         await w.link.start(credentials)
+        secret = tmp_path / "join-token"
+        secret.write_text("sesame")
         flags = ["--root-certificates", str(cert), "--ssl-certfile", str(cert), "--ssl-keyfile", str(key)]
-        node = w.process(*flags, insecure=False)
+        node = w.process(*flags, "--join-token-file", str(secret), insecure=False)
         roots = grpc.ssl_channel_credentials(cert.read_bytes())
-        hand = Hand(w.appio, credentials=roots)
+        hand = Hand(w.appio, join_token="sesame", credentials=roots)
         w.hands.append(hand)
         await asyncio.wait_for(hand.attend(), 10)
         instruction = await w.link.instruct()
@@ -217,6 +219,9 @@ def run(*flags: str) -> tuple[int, str]:
     [
         ([], "Neither TLS nor --insecure"),
         (["--insecure", "--root-certificates", "x.pem"], "either --insecure or --root-certificates"),
+        (["--root-certificates", "x.pem"], "Neither TLS nor --appio-insecure is set for the port of executors"),
+        (["--insecure", "--ssl-certfile", "x.pem", "--ssl-keyfile", "x.pem"], "give --executor-ca-certfile"),
+        (["--insecure", "--executor-ca-certfile", "x.pem"], "needs --ssl-certfile"),
         (["--insecure", "--rest"], "--rest: the HTTP transport"),
         (["--insecure", "--ssl-certfile", "x.pem"], "belong together"),
         (["--insecure", "--superlink", "http://x"], "host:port"),

@@ -74,7 +74,12 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     [
         ([], "--insecure"),
         (["--insecure", "--ssl-certfile", "/x", "--ssl-keyfile", "/y"], "not both"),
-        (["--ssl-certfile", "/does/not/exist", "--ssl-keyfile", "/y"], "/does/not/exist"),
+        (["--ssl-certfile", "/does/not/exist", "--ssl-keyfile", "/y", "--appio-insecure"], "/does/not/exist"),
+        (["--ssl-certfile", "/x", "--ssl-keyfile", "/y"], "give --executor-ca-certfile"),
+        (["--insecure", "--appio-certfile", "/x"], "belong together"),
+        (["--insecure", "--appio-certfile", "/x", "--appio-keyfile", "/y"], "give --executor-ca-certfile"),
+        (["--insecure", "--executor-ca-certfile", "/x"], "needs --appio-certfile"),
+        (["--insecure", "--isolation", "subprocess", "--executor-ca-certfile", "/x"], "the only executor"),
         (["--insecure", "--fleet-api-address", "nonsense"], "host:port"),
         (["--insecure", "--isolation", "docker"], "--isolation"),
     ],
@@ -141,7 +146,8 @@ async def test_a_database_that_is_taken_away_is_told_to_peers_and_operator(tmp_p
 
 async def test_tls_on_fleet_and_control(tmp_path: Path) -> None:
     certfile, keyfile = certificate(tmp_path)
-    process, addresses = await started("--ssl-certfile", str(certfile), "--ssl-keyfile", str(keyfile))
+    tls = ("--ssl-certfile", str(certfile), "--ssl-keyfile", str(keyfile), "--appio-insecure")
+    process, addresses = await started(*tls)
     try:
         credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
         secure = {
