@@ -2,9 +2,7 @@
 
 import argparse
 import re
-import tempfile
 import time
-from pathlib import Path
 
 from trellis_cli.arguments import add_federation
 from trellis_cli.errors import EXIT_FAILED, EXIT_OK
@@ -23,6 +21,7 @@ def execute(args: argparse.Namespace, out: Output) -> int:
     from trellis_cli.control import Control
     from trellis_cli.follow import follow
     from trellis_cli.local import connection_to, plan, running
+    from trellis_cli.scratch import scratch
     from trellis_cli.submit import prepare
 
     submission = prepare(args.app, args.run_config)
@@ -32,9 +31,9 @@ def execute(args: argparse.Namespace, out: Output) -> int:
         log.append(text)
         out.write(text)
 
-    with tempfile.TemporaryDirectory(prefix="trellis-demo-") as directory:
+    with scratch("trellis-demo-") as directory:
         began = time.monotonic()
-        wanted = plan(args, Path(directory), stock_ports=False)
+        wanted = plan(args, directory, stock_ports=False)
         with running(wanted, out) as federation, Control(connection_to(federation)) as control:
             out.note(f"Ready after {time.monotonic() - began:.1f} s. Submitting {submission.app} ...")
             submitted = time.monotonic()

@@ -57,6 +57,50 @@ def test_a_ready_federation_ends_with_its_keeper(tmp_path: Path, guest: Path, nu
         wait_for(lambda: not any(map(lives, family)), f"{family} have ended")
 
 
+@contextmanager
+def demo(temporary: Path, guest: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """`trellis demo` as a process that has begun to train, its folder below `temporary`, and what it says."""
+    said = temporary.parent / f"said-{len(list(temporary.parent.iterdir()))}"
+    app = Path(__file__).parents[3] / "examples" / "digits"
+    words = ("demo", str(app), "--supernodes", "1", "--guest-python", str(guest))
+    more = ("--run-config", "min-sites=1 num-server-rounds=10000")
+    with said.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trellis_cli", *words, *more],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )
+    try:
+        wait_for(lambda: "round 1/" in said.read_text() or process.poll() is not None, "it trains")
+        assert process.poll() is None, said.read_text()
+        yield process, said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_a_killed_demo_leaves_is_removed_by_the_next(tmp_path: Path, guest: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with demo(temporary, guest) as (process, _):
+        family = descendants(process.pid)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(map(lives, family)), f"{family} have ended")
+        (left,) = temporary.iterdir()
+    with demo(temporary, guest) as (process, said):
+        assert not left.exists()
+        (own,) = temporary.iterdir()
+        with demo(temporary, guest):  # what is in use stays
+            assert own.exists()
+        family = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(_SECONDS) == 130, said.read_text()
+        wait_for(lambda: not any(map(lives, family)), f"{family} have ended")
+        assert not own.exists()
+
+
 def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path, guest: Path) -> None:
     with up(tmp_path / "federation", guest) as (process, said):
         wait_for(lambda: len(descendants(process.pid)) >= 2 or process.poll() is not None, "the first roles start")
