@@ -35,6 +35,8 @@ _Outcome = appio_pb2.FinishRunRequest
 _PUSH_LIMIT = 8 * 1024 * 1024  # bytes of parcels in one call
 _THERE_SECONDS = 0.2  # how long a pull that does not wait gives the first reply that is there
 _NEXT_SECONDS = 0.05  # and each further one
+_MAX_CALLS = 1000  # of one app at once
+_MAX_REASON = 4000  # characters
 _EXIT_SECONDS = 5.0  # what threads and exit handlers of an app get
 _LAST_LOG_SECONDS = 2.0  # how long the last lines of a run that was stopped may take
 
@@ -167,11 +169,13 @@ class RunHost:
                     state = None if header["state"] is None else read_records(header["state"], buffers)
                     return _Outcome.COMPLETED, "", state
                 case "failed":
-                    return _Outcome.FAILED, header["reason"], None
+                    return _Outcome.FAILED, str(header["reason"])[:_MAX_REASON], None
                 case "forget":
                     task = self._answers.pop(header["id"], None)
                     if task is not None:
                         task.cancel()
+                case _ if len(self._answers) >= _MAX_CALLS:
+                    await self._tell_failure(guest, header["id"], f"The app has {_MAX_CALLS} calls open already.")
                 case _:
                     task = asyncio.create_task(self._answer(guest, header, buffers))
                     self._answers[header["id"]] = task
