@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guest demo test check format proto requirements bench clean
+.PHONY: help setup guest demo test check format proto requirements bench engine images push clean
 
 # Any Python from 3.11 on: PYTHON=python3.12 make demo
 PYTHON ?= python3
@@ -33,6 +33,7 @@ demo: setup guest ## train examples/digits on a federation of processes, then st
 
 test: setup guest ## run every test (brings what is missing)
 	@bash scripts/install-test-tools
+	@PYTHON=$(PYTHON) bash scripts/docker-engine
 	@exec $(BIN)/pytest $(TESTS)
 
 check: setup ## ruff, strict mypy, import rules, generated stubs up to date
@@ -51,6 +52,15 @@ proto: setup ## write libs/wire/trellis_wire/pb from proto/
 
 requirements: setup ## resolve the hashed requirement files anew from the pyproject files
 	@bash scripts/lock-requirements
+
+engine: ## bring a Docker engine and Docker Compose where none answer (Debian and Ubuntu, as root)
+	@PYTHON=$(PYTHON) bash scripts/docker-engine
+
+images: ## build every image and print its size (BASE_IMAGE, IMAGE_PREFIX, IMAGE_TAG: see scripts/build-images)
+	@PYTHON=$(PYTHON) bash scripts/build-images
+
+push: ## push the images: make push REGISTRY=registry.example.org/trellis
+	@bash scripts/push-images $(REGISTRY)
 
 bench: setup guest ## measure against stock Flower (see benchmarks/README.md)
 	@exec $(BIN)/python -m benchmarks
