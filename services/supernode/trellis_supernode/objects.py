@@ -297,18 +297,20 @@ class Inflow:
             raise ObjectError("An object's parts were followed by another object's before it was whole.")
         if self._writer.size != part.size:
             raise ObjectError(f"The parts of object {part.object_id[:16]} do not agree on its size.")
-        self._busy = asyncio.create_task(self._writer.add(part.offset, part.data))
+        self._busy = asyncio.create_task(self._take(self._writer, part))
+
+    async def _take(self, writer: Writer, part: Part) -> None:
+        await writer.add(part.offset, part.data)
+        if writer.complete:
+            writer.finish()
+            writer.close()
+            self.arrived.append(writer.object_id)
+            self._writer = None
 
     async def _settle(self) -> None:
         busy, self._busy = self._busy, None
         if busy is not None:
             await busy
-        writer = self._writer
-        if writer is not None and writer.complete:
-            writer.finish()
-            writer.close()
-            self.arrived.append(writer.object_id)
-            self._writer = None
 
     async def finish(self) -> list[str]:
         """Waits for the last part; the objects that are here now. An incomplete one is forgotten."""

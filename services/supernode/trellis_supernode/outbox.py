@@ -26,6 +26,8 @@ INLINE_ANSWER: Final = 1024 * 1024
 """Bytes of objects that travel along with one reply at most."""
 PARALLEL: Final = 3
 """Objects that this node pushes at once to a SuperLink of stock, over all its runs."""
+PATIENCE: Final = 30.0
+"""Seconds that a stream to the SuperLink waits for an object to come from the executor."""
 _TRIES: Final = 8  # for a reply that the SuperLink answers with an error which may pass
 
 
@@ -83,6 +85,12 @@ class Outbox:
         with logs.bound(run_id=reply.run_id, message_id=reply.message_id):
             task = asyncio.create_task(self._send_ahead(reply, tree))
         self._ahead[reply.message_id] = reply, task
+        task.add_done_callback(partial(self._went_ahead, reply.message_id))
+
+    def _went_ahead(self, message_id: str, task: asyncio.Task[None]) -> None:
+        del self._ahead[message_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("A reply could not go ahead; it is offered once it is here", exc_info=error)
 
     async def _send_ahead(self, reply: ReplyRow, tree: Tree) -> None:
         run_id = reply.run_id
@@ -92,7 +100,7 @@ class Outbox:
                 answer = await self._fleet.push(message, tree, reply.runtime, ())
                 wanted = [object_id for object_id in answer.objects_to_push if object_id != tree.object_id]
                 await self._push_parts(run_id, wanted)
-        except (RunOver, Refused, Interrupted, NotComing) as error:
+        except (RunOver, Refused, Interrupted, NotComing, TimeoutError) as error:
             _log.debug("A reply did not go ahead: %s", error)  # it is offered once it is here
 
     def start(self) -> None:
@@ -116,7 +124,7 @@ class Outbox:
 
     async def _push(self, reply: ReplyRow, tree: Tree) -> None:
         if reply.message_id in self._ahead:
-            await asyncio.wait([self._ahead.pop(reply.message_id)[1]])
+            await asyncio.wait([self._ahead[reply.message_id][1]])
         try:
             await self._offer(reply, tree)
         except RunOver as error:
@@ -179,17 +187,18 @@ class Outbox:
         return all(taken)
 
     async def _push_parts(self, run_id: int, object_ids: Sequence[str]) -> bool:
-        """Sends objects, each once it is here; whether the SuperLink has all of them now. NotComing."""
-        problem: NotComing | None = None
+        """Sends objects, each once it is here; whether the SuperLink has all of them now. NotComing, TimeoutError."""
+        problem: NotComing | TimeoutError | None = None
 
         async def parts() -> AsyncIterator[Part]:
             nonlocal problem
             try:
                 for object_id in object_ids:
+                    await asyncio.wait_for(self._store.arrival(run_id, object_id), PATIENCE)
                     async for part in self._store.parts(run_id, object_id, PART):
                         self._metrics.bytes_out.inc(len(part.data))
                         yield part
-            except NotComing as error:  # in the hands of grpc it would be an error of its own
+            except (NotComing, TimeoutError) as error:  # in the hands of grpc it would be an error of its own
                 problem = error
 
         stored = await self._fleet.push_objects(run_id, parts())
@@ -199,8 +208,7 @@ class Outbox:
 
     async def end_run(self, run_id: int) -> None:
         """Let go of a run's replies."""
-        await cancel(task for reply, task in self._ahead.values() if reply.run_id == run_id)
-        self._ahead = {one: ahead for one, ahead in self._ahead.items() if ahead[0].run_id != run_id}
+        await cancel([task for reply, task in self._ahead.values() if reply.run_id == run_id])
         ending = [reply for reply, _ in self._replies.values() if reply.run_id == run_id]
         for reply in ending:
             del self._replies[reply.message_id]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,11 @@ from trellis_wire.identity import verify_grpc
 from trellis_wire.messages import MessageError, Metadata
 from trellis_wire.objects import Tree, object_id
 from trellis_wire.pb.appio import appio_pb2
-from trellis_wire.pb.appio.appio_pb2_grpc import ClientAppIOStub
+from trellis_wire.pb.appio.appio_pb2_grpc import (
+    ClientAppIOStub,
+    NodeObjectsServicer,
+    add_NodeObjectsServicer_to_server,
+)
 from trellis_wire.pb.edge import fleet_pb2, fleet_pb2_grpc, message_pb2, records_pb2, run_pb2
 from trellis_wire.records import (
     Array,
@@ -114,12 +118,14 @@ class Instruction:
 
 @dataclass
 class Link(fleet_pb2_grpc.FleetServicer):
-    """Fleet as WIRE.md 2 describes it; with `inline` as our own SuperLink is, else as stock is.
+    """Fleet as WIRE.md 2 describes it; with `inline` as our own SuperLink is, else as stock is. With `streams` it
+    serves NodeObjects too: `gate` is waited for before each object that it hands out.
 
     `failures` holds for each method the errors that it answers next, `calls` the requests that came.
     """
 
     inline: bool = True
+    streams: bool = False
     known_key: bytes | None = None
     registration: bool = True
     finished: set[int] = field(default_factory=set)
@@ -137,12 +143,15 @@ class Link(fleet_pb2_grpc.FleetServicer):
     server: Any = None
     address: str = ""
     number: int = 0
+    gate: Callable[[str], Awaitable[None]] | None = None
 
     # ---- what tests do ----
 
     async def start(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
         fleet_pb2_grpc.add_FleetServicer_to_server(self, self.server)
+        if self.streams:
+            add_NodeObjectsServicer_to_server(Streams(self), self.server)
         address = self.address or "127.0.0.1:0"
         if credentials is None:
             port = self.server.add_insecure_port(address)
@@ -256,7 +265,8 @@ class Link(fleet_pb2_grpc.FleetServicer):
         await self._begin("PullMessages", request, context)
         answer = fleet_pb2.PullMessagesResponse()
         if self.inline:
-            await context.send_initial_metadata((("trellis-capabilities", "inline"),))
+            announced = "inline,objects" if self.streams else "inline"
+            await context.send_initial_metadata((("trellis-capabilities", announced),))
             answer.trellis_ended_runs.extend(self.finished & set(request.trellis_known_runs))
             if not answer.trellis_ended_runs:
                 async with self.news:
@@ -336,6 +346,49 @@ class Link(fleet_pb2_grpc.FleetServicer):
         assert object_id(request.object_content) == request.object_id
         self.objects[request.object_id] = request.object_content
         return fleet_pb2.PushObjectResponse(stored=True)
+
+
+class Streams(NodeObjectsServicer):
+    """NodeObjects of a Link."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    async def _run(self, method: str, request: Any, context: Any) -> None:
+        await self.link._begin(method, request, context)
+        headers = dict(context.invocation_metadata())
+        assert headers["trellis-node-id"] == str(NODE_ID)
+        await self.link._goes_on(int(headers["trellis-run-id"]), context)
+
+    async def PullObjects(self, request: Any, context: Any) -> AsyncIterator[appio_pb2.ObjectPart]:
+        await self._run("PullObjects", request, context)
+        for one in request.object_ids:
+            if self.link.gate is not None:
+                await self.link.gate(one)
+            if self.link.failures["an object"]:
+                await context.abort(self.link.failures["an object"].pop(0), "an object fails on purpose")
+            if one not in self.link.objects:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "Object is not here.")
+            async for part in parts_of(self.link.objects, [one]):
+                yield part
+
+    async def PushObjects(self, request_iterator: Any, context: Any) -> appio_pb2.PushObjectsResponse:
+        await self._run("PushObjects", None, context)
+        wanted = {one for _, tree in self.link.replies.values() for one in tree.post_order()}
+        stored = []
+        content = bytearray()
+        async for part in request_iterator:
+            assert part.offset == len(content)
+            content += part.data
+            if len(content) == part.size:
+                assert object_id(content) == part.object_id
+                assert part.object_id in wanted
+                self.link.objects[part.object_id] = bytes(content)
+                stored.append(part.object_id)
+                content.clear()
+                if self.link.failures["an object pushed"]:
+                    await context.abort(self.link.failures["an object pushed"].pop(0), "fails on purpose")
+        return appio_pb2.PushObjectsResponse(stored=stored)
 
 
 def records_scalar(value: int) -> Any:
@@ -584,8 +637,8 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, *, inline: bool = True) -> AsyncIterator[World]:
-    link = Link(inline=inline)
+async def world(folder: Path, *, inline: bool = True, streams: bool = False) -> AsyncIterator[World]:
+    link = Link(inline=inline, streams=streams)
     content = make_fab(folder / "app")
     link.run_fab = fab_hash(content)
     link.fabs[link.run_fab] = content

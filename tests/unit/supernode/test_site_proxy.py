@@ -53,7 +53,7 @@ async def restart_with_tls(w: World, folder: Path) -> list[str]:
     cert, key = certificate(folder)
     await w.link.stop()
     await w.link.start(grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())]))
-    return ["--root-certificates", str(cert)]
+    return ["--root-certificates", str(cert), "--appio-insecure"]
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
