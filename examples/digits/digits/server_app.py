@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -26,4 +27,5 @@ def main(grid: Grid, context: Context) -> None:
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     strategy = FedAvg(min_available_nodes=sites, min_train_nodes=sites, min_evaluate_nodes=sites)
-    strategy.start(grid, ArrayRecord(task.new_model()), num_rounds=rounds, evaluate_fn=judge)
+    result = strategy.start(grid, ArrayRecord(task.new_model()), num_rounds=rounds, evaluate_fn=judge)
+    np.savez("model.npz", *result.arrays.to_numpy_ndarrays())  # `flwr pull` fetches it

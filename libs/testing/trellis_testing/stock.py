@@ -22,11 +22,20 @@ _CONFIG_TOML = (1, 26)  # the command line reads $FLWR_HOME/config.toml instead 
 
 
 def supernode(
-    release: StockFlwr, name: str, directory: Path, *, fleet: str, http: str, port: int, node_config: str
+    release: StockFlwr,
+    name: str,
+    directory: Path,
+    *,
+    fleet: str,
+    http: str,
+    port: int,
+    node_config: str,
+    root_certificates: Path | None = None,
 ) -> Role:
     """A stock SuperNode that starts its ClientApps itself; `port` is that of its own API, on 127.0.0.1.
 
-    It joins the SuperLink at `fleet` (gRPC) or `http`, host:port, whichever its release speaks.
+    It joins the SuperLink at `fleet` (gRPC) or `http`, host:port, whichever its release speaks; with root certificates
+    over TLS.
     """
     release.ensure()
     superlink = http if release.minor >= _FLEET_OVER_HTTP else fleet
@@ -34,7 +43,8 @@ def supernode(
         own = ["--host", "127.0.0.1", "--port", str(port)]
     else:
         own = ["--clientappio-api-address", f"127.0.0.1:{port}"]
-    argv = [release.program("flower-supernode"), "--insecure", "--superlink", superlink]
+    secure = ["--insecure"] if root_certificates is None else ["--root-certificates", str(root_certificates)]
+    argv = [release.program("flower-supernode"), *secure, "--superlink", superlink]
     argv += ["--node-config", node_config, "--isolation", "subprocess", *own]
     return _role(release, name, directory, argv)
 
@@ -80,12 +90,15 @@ class StockCli:
     """The stock `flwr` command, connected to the SuperLink at `control` (gRPC) or `http`, host:port, whichever its
     release speaks."""
 
-    def __init__(self, release: StockFlwr, directory: Path, *, control: str, http: str) -> None:
+    def __init__(
+        self, release: StockFlwr, directory: Path, *, control: str, http: str, root_certificates: Path | None = None
+    ) -> None:
         self._release = release.ensure()
         self._home = directory / f"cli-{release.version}"
         self._env = clean_environment(self._home, release.path / "bin")
         address = http if release.minor >= _CONTROL_OVER_HTTP else control
-        connection = f'address = "{address}"\ninsecure = true\n'
+        secure = "insecure = true" if root_certificates is None else f'root-certificates = "{root_certificates}"'
+        connection = f'address = "{address}"\n{secure}\n'
         self._section = f"\n[tool.flwr.federations]\ndefault = 'here'\n[tool.flwr.federations.here]\n{connection}"
         if release.minor >= _CONFIG_TOML:
             config = Path(self._env["FLWR_HOME"]) / "config.toml"
@@ -120,6 +133,11 @@ class StockCli:
                 process.kill()
                 await process.wait()
         return Finished(process.returncode or 0, output.decode(errors="replace"))
+
+    async def about(self, app: Path, *command: str) -> Finished:
+        """`flwr <command>` about this SuperLink: up to 1.25 it is named by the app and its federation."""
+        where = ["here"] if self._release.minor >= _CONFIG_TOML else [str(self.app(app)), "here"]
+        return await self(*command, *where)
 
     async def run(self, app: Path, *options: str) -> Finished:
         """`flwr run APP here --stream <options>`."""

@@ -1,0 +1,109 @@
+"""Every release of Flower from 1.20 on: its SuperNode, its command line and its library on our SuperLink, in one run
+each; our SuperNodes and our command line on its SuperLink; and many releases in one run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from example_logs import accuracies
+from matrix import Matrix, minor, releases
+from trellis_testing import TRELLIS, Layout, ProcessFederation, StockCli, StockFlwr
+from trellis_testing.stock import Finished, started_run
+from trellis_wire.identity import generate_key
+
+ROUNDS = 3
+GOOD = 0.93
+SETTINGS = f"num-server-rounds={ROUNDS} min-sites=2"
+PULL = (1, 24)
+SUPERNODES = (1, 23)
+FEDERATIONS = (1, 24)
+
+
+def good(done: Finished) -> str:
+    """What a command that must succeed printed."""
+    assert done.code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("release", releases())
+async def test_its_parts_on_our_superlink(
+    release: str, matrix: Matrix, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    app = request.getfixturevalue("legacy" if minor(release) < (1, 21) else "digits")
+    layout = Layout(supernodes=(TRELLIS, release), guest=release)
+    with matrix.cell(release, "SuperNode"), matrix.cell(release, "command line"), matrix.cell(release, "app library"):
+        async with ProcessFederation(layout, tmp_path) as federation:
+            at = federation.addresses
+            cli = StockCli(StockFlwr(release), tmp_path / "cli", control=at.control, http=at.http)
+            async with asyncio.timeout(200):
+                output = good(await cli.run(app, "--run-config", SETTINGS))
+                found = accuracies(output)
+                assert len(found) == ROUNDS + 1
+                assert found[-1] >= GOOD
+                run_id = started_run(output)
+                await looks(cli, app, run_id)
+                await stops(cli, app)
+                if minor(release) >= SUPERNODES:
+                    await administers(cli, app, tmp_path)
+                if minor(release) >= FEDERATIONS:
+                    assert "default" in good(await cli.about(app, "federation", "list"))
+                if minor(release) >= PULL:
+                    pulled = good(await cli.about(app, "pull", str(run_id)))
+                    assert f"/v1/artifacts/{run_id}/" in re.sub(r"\s", "", pulled)
+
+
+async def looks(cli: StockCli, app: Path, run_id: int) -> None:
+    """`flwr ls` and `flwr log`."""
+    assert str(run_id) in re.sub(r"[^0-9]", "", good(await cli.about(app, "ls")))
+    listed = json.loads(good(await cli.about(app, "ls", "--format", "json")))
+    assert [str(run["run-id"]) for run in listed["runs"]] == [str(run_id)]
+    assert listed["runs"][0]["status"] == "finished:completed"
+    logged = good(await cli.about(app, "log", str(run_id), "--show"))
+    assert len(accuracies(logged)) == ROUNDS + 1
+
+
+async def stops(cli: StockCli, app: Path) -> None:
+    """A run that would go on for long is stopped, and stays stopped."""
+    where = str(cli.app(app))
+    run_id = started_run(good(await cli("run", where, "here", "--run-config", "num-server-rounds=10000 min-sites=2")))
+    good(await cli.about(app, "stop", str(run_id)))
+    listed = json.loads(good(await cli.about(app, "ls", "--run-id", str(run_id), "--format", "json")))
+    assert listed["runs"][0]["status"] == "finished:stopped"
+
+
+async def administers(cli: StockCli, app: Path, folder: Path) -> None:
+    """A SuperNode's key is registered, listed and taken out."""
+    public = generate_key("P-384").public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (folder / "node.pub").write_bytes(public)
+    registered = good(await cli.about(app, "supernode", "register", str(folder / "node.pub")))
+    [node_id] = set(re.findall(r"\d{15,20}", registered))
+    listed = good(await cli.about(app, "supernode", "list"))
+    assert "registered" in listed
+    assert "online" in listed
+    good(await cli.about(app, "supernode", "unregister", node_id))
+    left = re.sub(r"[^0-9]", "", good(await cli.about(app, "supernode", "list")))
+    assert node_id not in left
+
+
+async def test_many_releases_in_one_run(digits: Path, tmp_path: Path) -> None:
+    stock = ("1.24.0", "1.29.0", "1.33.0", "1.38.0", "1.41.0")
+    layout = Layout(supernodes=(TRELLIS, *stock))
+    async with ProcessFederation(layout, tmp_path) as federation:
+        run = await federation.run(digits, {"num-server-rounds": 5, "min-sites": len(layout.supernodes)})
+        async with asyncio.timeout(240):
+            # In the middle of it the SuperLink dies and comes back: nobody notices but in the log.
+            started = time.time()
+            while "round 2/5" not in federation["serverapp"].log() and time.time() < started + 60:
+                await asyncio.sleep(0.2)
+            federation["superlink"].kill()
+            federation["superlink"].start()
+            result = await run.finished()
+    assert result.outcome == "completed", result.reason
+    assert len(accuracies(result.log)) == 6
+    assert accuracies(result.log)[-1] >= GOOD
