@@ -93,6 +93,13 @@ def _exception(record: logging.LogRecord) -> str | None:
     return "".join(traceback.format_exception(*record.exc_info))[-MAX_TEXT:].rstrip()
 
 
+def _harmless(text: str, but: str = "") -> str:
+    """The text with what would steer a terminal or begin a line of its own spelled out: peers and apps are quoted."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in but else json.dumps(one)[1:-1] for one in text)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC, ISO 8601), level, service, logger, message, then the ids and extras."""
 
@@ -113,7 +120,7 @@ class JsonFormatter(logging.Formatter):
             line.setdefault(name, str(value) if name.endswith("_id") else value)
         if (exception := _exception(record)) is not None:
             line["exception"] = exception
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _harmless(json.dumps(line, default=str, ensure_ascii=False))
 
 
 class TextFormatter(logging.Formatter):
@@ -126,6 +133,6 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
         ids = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        line = f"{clock} {record.levelname:<7} {self._service}: {_text(record)}{ids}"
+        line = f"{clock} {record.levelname:<7} {self._service}: {_harmless(_text(record) + ids)}"
         exception = _exception(record)
-        return line if exception is None else f"{line}\n{exception}"
+        return line if exception is None else f"{line}\n{_harmless(exception, but=chr(10))}"

@@ -98,9 +98,14 @@ def fuse(app_config: Mapping[str, Scalar], overrides: Mapping[str, Scalar]) -> C
     """The app's configuration with the overrides in place. ConfigError for a key that the app does not have."""
     unknown = sorted(set(overrides) - set(app_config))
     if unknown:
-        known = ", ".join(sorted(app_config)) or "none"
-        raise ConfigError(f"The app has no configuration key {', '.join(map(repr, unknown))}; it has: {known}.")
+        known = _some(sorted(app_config)) or "none"
+        raise ConfigError(f"The app has no configuration key {_some([repr(key) for key in unknown])}; it has: {known}.")
     return {**app_config, **overrides}
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    shown = [name if len(name) <= 80 else f"{name[:80]}..." for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def to_edge(config: Mapping[str, Scalar]) -> dict[str, records_pb2.Scalar]:

@@ -79,3 +79,19 @@ def test_early_warnings_come_out_at_setup(monkeypatch: pytest.MonkeyPatch) -> No
     stream = io.StringIO()
     logs.setup("superlink", stream=stream, format="json")
     assert lines(stream)[0]["message"] == "careful"
+
+
+def test_what_is_quoted_neither_steers_a_terminal_nor_begins_a_line() -> None:
+    text = "\x1b]0;mine\x07 \x9b31m \u202e\n00:00:00 ERROR forged"
+    for format in ("text", "json"):
+        stream = io.StringIO()
+        logs.setup("supernode", stream=stream, format=format)  # type: ignore[arg-type]
+        try:
+            raise ValueError("\x1b[31m")
+        except ValueError:
+            logging.getLogger("x").exception("said %s", text, extra={"name_of": text})
+        written = stream.getvalue()
+        assert {one for one in written if not one.isprintable()} == {"\n"}
+        assert r"\u001b]0;mine\u0007 \u009b31m \u202e\n00:00:00 ERROR forged" in written
+        if format == "json":
+            assert str(lines(stream)[0]["message"]).endswith(text)

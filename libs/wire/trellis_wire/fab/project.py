@@ -18,7 +18,7 @@ MAX_SIZE: Final = 10 * 1024 * 1024
 MAX_PYPROJECT: Final = 1024 * 1024
 
 _OBJECT_REF: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
-_UNSAFE_IN_NAMES: Final = re.compile(r"[/\\\x00-\x1f\x7f]")
+_MAX_NAME: Final = 200
 
 
 class FabError(ValueError):
@@ -94,9 +94,17 @@ def _table(project: dict[str, Any], *path: str) -> dict[str, Any]:
 
 def _text(table: dict[str, Any], key: str, section: str) -> str:
     value = table.get(key)
-    if not isinstance(value, str) or not value.strip() or _UNSAFE_IN_NAMES.search(value) or value in {".", ".."}:
-        raise FabError(f"{PYPROJECT} needs {key!r} in {section}: a text without slashes; correct it.")
+    if not isinstance(value, str) or not value.strip() or not _is_name(value):
+        raise FabError(
+            f"{PYPROJECT} needs {key!r} in {section}: a printable text without slashes and of {_MAX_NAME} characters "
+            "at most; correct it."
+        )
     return value
+
+
+def _is_name(value: str) -> bool:
+    """Whether it can stand in a file's name, in a log and on a terminal."""
+    return value.isprintable() and len(value) <= _MAX_NAME and not {"/", "\\"} & {*value} and value not in {".", ".."}
 
 
 def _component(components: dict[str, Any], key: str, required: bool) -> str | None:

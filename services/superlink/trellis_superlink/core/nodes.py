@@ -24,6 +24,7 @@ from trellis_superlink.core.errors import (
     KeyInUse,
     KeyInvalid,
     NotFound,
+    Refused,
     RegistrationClosed,
     Unauthenticated,
 )
@@ -39,6 +40,7 @@ PATIENCE = 2
 """A node is offline after so many intervals without a heartbeat (Flower 1.20-1.42)."""
 MIN_INTERVAL, MAX_INTERVAL = 10.0, 1800.0
 BEAT_EVERY = 1.0
+_MAX_NAME = 200
 
 UNHEARD = "The node is not available: it sent no heartbeat within twice its interval."
 LEFT = "The node is not available: it left."
@@ -186,8 +188,11 @@ class Nodes:
         _log.info("node offline", extra={"node_id": node_id})
 
     async def enrol(self, who: Principal, public_key: bytes, *, name: str = "", location: str = "") -> int:
-        """RegisterNode on Control, by an account. KeyInvalid, KeyInUse."""
+        """RegisterNode on Control, by an account. KeyInvalid, KeyInUse; Refused for a name that cannot be shown."""
         _require_operator(who)
+        for text in (name, location):
+            if len(text) > _MAX_NAME or not text.isprintable():
+                raise Refused(f"A node's name and location are printable and {_MAX_NAME} characters long at most.")
         try:
             key = public_pem(parse_public_key(public_key))
         except KeyProblem as error:

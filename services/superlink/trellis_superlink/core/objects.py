@@ -17,7 +17,7 @@ from trellis_wire.messages import decode_message_object
 from trellis_wire.objects import ObjectError, ObjectHead, PartVerifier, parse_head
 from trellis_wire.objects import object_id as hash_of
 
-from trellis_superlink.core import trees
+from trellis_superlink.core import access, trees
 from trellis_superlink.core.base import Ground
 from trellis_superlink.core.errors import BadObject, NotFound
 from trellis_superlink.core.ledger import Ledger
@@ -78,7 +78,7 @@ class Objects:
     async def store(self, who: Principal, run_id: int, object_id: str, content: bytes | memoryview) -> bool:
         """One whole object (stock's PushObject). False when no message names it or the hash differs (WIRE.md 2.3);
         BadObject when malformed; RunOver; True once durable, also when it was here already."""
-        state = await self.expected(run_id, object_id)
+        state = await self.expected(who, run_id, object_id)
         if state != "missing":
             return state == "here"
         return await self._ground.to_the_end(self._store(who, run_id, object_id, content))
@@ -102,10 +102,11 @@ class Objects:
         """Takes objects in parts; see `Receiver`."""
         return Receiver(self, who, run_id)
 
-    async def expected(self, run_id: int, object_id: str) -> str:
-        """Is this object "missing", "here" or "unknown"? RunOver, NotFound for an unknown run."""
+    async def expected(self, who: Principal, run_id: int, object_id: str) -> str:
+        """Is this object "missing", "here" or "unknown"? RunOver, NotFound for a run that the caller does not see."""
 
         def look(conn: Connection) -> str:
+            access.run_for(conn, who, run_id)
             run_going_on(conn, run_id)
             row = conn.execute(select(objects.c.size).where(objects.c.object_id == object_id)).first()
             if row is None:
@@ -332,7 +333,7 @@ class Receiver:
     async def _start(self, object_id: str, size: int) -> _Arriving:
         if not 0 < size <= MAX_OBJECT:
             raise BadObject(f"Object {object_id[:16]}... cannot have {size} bytes.")
-        state = await self._objects.expected(self._run_id, object_id)
+        state = await self._objects.expected(self._who, self._run_id, object_id)
         self._current = arriving = _Arriving(object_id, size, state)
         if state == "missing":
             arriving.verifier = PartVerifier(object_id, size)

@@ -30,6 +30,8 @@ from trellis_superlink.store.tables import contexts, fabs, run_history, runs
 
 _log = logging.getLogger(__name__)
 
+_INT64_MAX = 2**63 - 1
+
 
 class Status(StrEnum):
     PENDING = "pending"
@@ -178,9 +180,9 @@ class Runs:
 
     async def list(self, who: Principal, *, limit: int | None = None, skip: int = 0) -> builtins.list[Run]:
         """Newest first; an account's own."""
-        query = select(runs).order_by(runs.c.pending_at.desc(), runs.c.run_id).offset(skip)
+        query = select(runs).order_by(runs.c.pending_at.desc(), runs.c.run_id).offset(min(skip, _INT64_MAX))
         if limit is not None:
-            query = query.limit(limit)
+            query = query.limit(min(limit, _INT64_MAX))
         if who.kind is Kind.ACCOUNT:
             query = query.where(runs.c.owner_id == who.id)
         elif who.kind is not Kind.SYSTEM:
@@ -231,8 +233,14 @@ class Runs:
         """Of these runs, the finished and the unknown ones (for nodes that keep state per run)."""
         if not run_ids:
             return []
-        query = select(runs.c.run_id).where(runs.c.run_id.in_(run_ids), runs.c.status != Status.FINISHED)
-        going_on = await self._ground.db.read(lambda conn: set(conn.scalars(query)))
+        going_on: set[int] = set()
+
+        def look(conn: Any) -> None:
+            for batch in trees.batches(run_ids):
+                query = select(runs.c.run_id).where(runs.c.run_id.in_(batch), runs.c.status != Status.FINISHED)
+                going_on.update(conn.scalars(query))
+
+        await self._ground.db.read(look)
         return [run_id for run_id in run_ids if run_id not in going_on]
 
     # ---- executors

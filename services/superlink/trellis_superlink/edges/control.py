@@ -12,7 +12,7 @@ from trellis_wire import config
 from trellis_wire.identity import parse_public_key, public_pem
 from trellis_wire.pb.edge import control_pb2, federation_pb2
 
-from trellis_superlink.core.errors import BadFab, NotFound
+from trellis_superlink.core.errors import BadConfig, BadFab, NotFound
 from trellis_superlink.core.logs import LogEntry
 from trellis_superlink.core.principals import DEFAULT_FEDERATION, NO_ACCOUNT
 from trellis_superlink.core.runs import Run
@@ -41,6 +41,7 @@ MAX_REQUEST = 12 * 1024 * 1024
 
 LOG_ITEM = 1024 * 1024
 """Characters of log in one item of a stream."""
+MAX_OVERRIDES = 10_000
 FIRST_ITEM = 4 * LOG_ITEM
 """Characters of log in the first item: `flwr log --show` prints that one only."""
 
@@ -127,6 +128,8 @@ class Control:
             raise EdgeError(StatusCode.FAILED_PRECONDITION, f"{what}; give `flwr run` the app's directory.", 33)
         if request.fab.hash_str and request.fab.hash_str != hashlib.sha256(request.fab.content).hexdigest():
             raise BadFab("The app was altered on its way: its hash is not the one that was sent with it.")
+        if len(request.override_config) > MAX_OVERRIDES:
+            raise BadConfig(f"A run's configuration can override {MAX_OVERRIDES:,} keys at most.")
         run = await self._core.runs.start(
             NO_ACCOUNT,
             request.fab.content,

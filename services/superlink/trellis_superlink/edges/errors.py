@@ -17,14 +17,25 @@ from trellis_wire.objects import ObjectError
 
 from trellis_superlink.core import errors as core
 
+MAX_TEXT = 1000
+"""Characters: peers take 8 KiB of headers, in which details are percent-encoded."""
+
+
+def _fit(text: str) -> str:
+    cut = text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in cut)
+
 
 class EdgeError(Exception):
-    """Ends a call with a status. `code` is the number in Flower's error catalogue (1.33 on), where it has one."""
+    """Ends a call with a status. `code` is the number in Flower's error catalogue (1.33 on), where it has one.
+
+    The text may quote what somebody sent: it is cut, and control characters are left out of it.
+    """
 
     def __init__(self, status: StatusCode, text: str, code: int | None = None) -> None:
         super().__init__(text)
         self.status = status
-        self.text = text
+        self.text = _fit(text)
         self.code = code
 
     def as_json(self) -> str:

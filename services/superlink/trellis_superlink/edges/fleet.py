@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import OrderedDict
 
@@ -32,6 +33,9 @@ MAX_REQUEST = 32 * 1024 * 1024
 HOLD = 25.0
 """Seconds that PullMessages stays open without news: stock HTTP nodes give up after 30 s, proxies cut at 60 s."""
 HOLD_JITTER = 3.0
+
+MAX_NAMED = 10_000
+"""Runs, and instructions, that a pull of our own SuperNode may name as known; it works for a handful."""
 
 CAPABILITIES = "trellis-capabilities"
 INLINE = "inline"
@@ -149,6 +153,10 @@ class Fleet:
         request = await call.request(fleet_pb2.PullMessagesRequest)
         who = await self._node(call, request.node.node_id)
         ours = INLINE in call.header(CAPABILITIES)
+        if max(len(request.trellis_known_runs), len(request.trellis_working_on)) > MAX_NAMED:
+            raise EdgeError(
+                StatusCode.INVALID_ARGUMENT, f"A pull names {MAX_NAMED:,} runs and instructions each at most."
+            )
         if ours:
             await call.announce((CAPABILITIES, f"{INLINE},{OBJECTS}"))
         ended = await self._core.runs.ended(who, list(request.trellis_known_runs)) if ours else []
@@ -194,7 +202,7 @@ class Fleet:
         for index, (message, tree) in enumerate(zip(request.messages_list, request.message_object_trees, strict=True)):
             parcel = convert.parcel_from_edge(message, tree, inline)
             with logs.bound(run_id=parcel.metadata.run_id, message_id=parcel.metadata.message_id):
-                runtime = runtimes[index] if index < len(runtimes) else None
+                runtime = _seconds(runtimes[index]) if index < len(runtimes) else None
                 pushed = await self._core.mail.push_reply(who, parcel, runtime=runtime)
                 for refusal in filter(None, pushed.refusals):
                     _log.warning("Reply not taken: %s", refusal)
@@ -276,6 +284,11 @@ class Fleet:
     async def _parts(self, who: Principal, run_id: int, object_id: str) -> list[bytes | memoryview]:
         """An object as it lies there, so that it is put together once only."""
         return [part.data async for part in self._core.objects.stream(who, run_id, [object_id])]
+
+
+def _seconds(told: float) -> float | None:
+    """A duration as a node tells it; None for one that is none: it would spoil the run's sum."""
+    return told if 0 <= told < math.inf else None
 
 
 def _push_object(data: bytes) -> PushObject:

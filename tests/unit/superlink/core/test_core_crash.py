@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from core_world import answer, instruct, records, world
 from trellis_superlink.core.errors import RunOver
-from trellis_superlink.core.principals import NO_ACCOUNT
+from trellis_superlink.core.principals import NO_ACCOUNT, SYSTEM
 
 CHILD = """
 import asyncio, pickle, sys
@@ -69,7 +69,7 @@ async def test_killed_in_the_middle_of_a_push(tmp_path: Path, after: int) -> Non
         again = await w.core.runs.authenticate(token)
         node = await w.core.nodes.authenticate(node.node_id, key)
         for object_id in stored:
-            assert await w.core.objects.expected(run_id, object_id) == "here"
+            assert await w.core.objects.expected(SYSTEM, run_id, object_id) == "here"
         pushed = await w.core.mail.push_instructions(again, [each.bare() for each in letters])
         assert not stored & set(pushed.missing)
         contents = {k: v for each in letters for k, v in each.contents.items()}

@@ -12,7 +12,7 @@ from core_world import World, answer, instruct, records
 from trellis_superlink.core.errors import BadObject, NotFound, RunOver, TryAgainLater
 from trellis_superlink.core.objects import PART
 from trellis_superlink.core.parcels import INLINE_ANSWER, Parcel
-from trellis_superlink.core.principals import NO_ACCOUNT, Principal
+from trellis_superlink.core.principals import NO_ACCOUNT, SYSTEM, Principal
 from trellis_superlink.store.files import Incoming
 from trellis_wire.objects import Tree, encode_object, object_id
 
@@ -223,7 +223,7 @@ async def test_a_cancelled_push_leaves_no_half(w: World) -> None:
         task.cancel()
         await asyncio.wait([task])
         await w.core._ground.settle()
-        assert len(w.files()) == (1 if await w.core.objects.expected(work.run.run_id, big) == "here" else 0)
+        assert len(w.files()) == (1 if await w.core.objects.expected(SYSTEM, work.run.run_id, big) == "here" else 0)
 
 
 async def test_files_without_a_row_are_swept_at_the_start(w: World, tmp_path: Path) -> None:
