@@ -82,6 +82,14 @@ class Control:
         request = pb.StopRunRequest(run_id=run_id)
         return self._call(self._stub.StopRun, request, missing=no_run(run_id)).success
 
+    def pull_artifacts(self, run_id: int) -> str:
+        """A link to the files that a finished run left behind. CliError where it left none."""
+        request = pb.PullArtifactsRequest(run_id=run_id)
+        response = self._call(self._stub.PullArtifacts, request, missing=no_run(run_id))
+        if not response.url:
+            raise CliError(f"Run {run_id} left no files behind; what its ServerApp writes to its folder is kept.")
+        return response.url
+
     def list_nodes(self) -> pb.ListNodesResponse:
         return self._call(self._stub.ListNodes, pb.ListNodesRequest())
 

@@ -7,7 +7,6 @@ from trellis_cli.output import Output
 
 _NEEDS = {
     "login": "needs a SuperLink with account authentication (OIDC); this one knows a single account, without login.",
-    "pull": "needs a SuperLink with an artifact provider; models that the app saves stay where its ServerApp runs.",
     "install": "needs nothing here: the executor that runs a FAB unpacks it. To look into one: it is a zip file.",
     "chat": "needs an AgentApp and a language model behind it; Trellis runs ServerApps and ClientApps.",
     "app": "needs an account at Flower Hub, flower.ai; use stock's flwr for it.",

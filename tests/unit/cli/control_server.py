@@ -74,6 +74,12 @@ class FakeControl(ControlServicer):
         self.stopped.append(request.run_id)
         return pb.StopRunResponse(success=True)
 
+    def PullArtifacts(
+        self, request: pb.PullArtifactsRequest, context: grpc.ServicerContext
+    ) -> pb.PullArtifactsResponse:
+        self._check("PullArtifacts", context)
+        return pb.PullArtifactsResponse(url="http://h/1" if request.run_id == RUN_ID else None)
+
     def ListNodes(self, request: pb.ListNodesRequest, context: grpc.ServicerContext) -> pb.ListNodesResponse:
         return pb.ListNodesResponse(nodes_info=self.nodes, now=self.now)
 

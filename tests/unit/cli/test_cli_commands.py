@@ -159,6 +159,18 @@ def test_stop(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"success": True, "run-id": str(RUN_ID)}
 
 
+def test_pull(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", str(RUN_ID), *there(superlink)]) == 0
+    assert capsys.readouterr().out == "http://h/1\n"
+    assert main(["pull", str(RUN_ID), "--format", "json", *there(superlink)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"success": True, "url": "http://h/1"}
+    assert main(["pull", "4", *there(superlink)]) == 1
+    assert "Run 4 left no files behind" in capsys.readouterr().err
+    superlink.control.refuse["PullArtifacts"] = (grpc.StatusCode.NOT_FOUND, "Run ID not found")
+    assert main(["pull", "4", *there(superlink)]) == 1
+    assert NO_RUN_4 in capsys.readouterr().err
+
+
 def test_supernodes(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     at = "2026-11-24T12:00:00+00:00"
     superlink.control.nodes = [
@@ -274,7 +286,6 @@ def test_components_that_are_not_there_are_found_before_sending(
     "words",
     [
         ["login"],
-        ["pull", "--run-id", "3"],
         ["chat"],
         ["app", "publish", "x"],
         ["federation", "invite", "list"],
