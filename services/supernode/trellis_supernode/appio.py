@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from trellis_kit import logs
 from trellis_wire.bulk import Malformed, decode_part, encode_part
 from trellis_wire.objects import ObjectError
@@ -27,6 +28,7 @@ PART: Final = 1024 * 1024
 SILENCE = 30.0
 """Seconds without a report after which an executor's stream is ended; it sends one every 5 s."""
 
+NO_TASK: Final = "There is no task with this token (any more)."
 STOCK_SENTENCE: Final = (
     "This SuperNode is Trellis's and works with Trellis's executor, not with flower-superexec and Flower's own "
     "flwr-clientapp: run the program trellis-clientapp (image trellis/clientapp) with --clientappio-api-address "
@@ -47,12 +49,10 @@ class ClientAppIO:
         methods = {
             "Attend": grpc.stream_stream_rpc_method_handler(
                 self.attend,
-                request_deserializer=appio_pb2.ExecutorReport.FromString,
+                request_deserializer=_report,
                 response_serializer=appio_pb2.Order.SerializeToString,
             ),
-            "PullObjects": grpc.unary_stream_rpc_method_handler(
-                self.pull_objects, request_deserializer=appio_pb2.PullObjectsRequest.FromString
-            ),
+            "PullObjects": grpc.unary_stream_rpc_method_handler(self.pull_objects),
             "PushObjects": grpc.stream_unary_rpc_method_handler(
                 self.push_objects, response_serializer=appio_pb2.PushObjectsResponse.SerializeToString
             ),
@@ -65,7 +65,7 @@ class ClientAppIO:
     async def _task(self, context: Any) -> Task:
         task = self._node.desk.tasks.get(_header(context, "trellis-token"))
         if task is None:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "There is no task with this token (any more).")
+            await _refuse(context, grpc.StatusCode.PERMISSION_DENIED, NO_TASK)
         assert task is not None
         return task
 
@@ -128,9 +128,10 @@ class ClientAppIO:
         assert content is not None
         return appio_pb2.GetFabResponse(fab_hash=request.fab_hash, content=content)
 
-    async def pull_objects(self, request: Any, context: Any) -> AsyncIterator[bytes]:
+    async def pull_objects(self, data: bytes, context: Any) -> AsyncIterator[bytes]:
         """Objects of the task's run, one after the other, each as soon as it is here; as serialized parts."""
         task, store = await self._task(context), self._node.store
+        request = await _decoded(appio_pb2.PullObjectsRequest, data, context)
         for object_id in request.object_ids:
             try:
                 async for part in store.parts(task.run_id, object_id, PART):
@@ -144,12 +145,21 @@ class ClientAppIO:
         """Objects of the task's reply in serialized parts; verified while they come."""
         task = await self._task(context)
         inflow = self._node.store.inflow(task.run_id)
+        ids = {"run_id": task.run_id, "peer": context.peer()}
+        data: bytes | None = None
         try:
             async for data in request_iterator:
-                await inflow.add(decode_part(data))
+                try:
+                    part = decode_part(data)
+                except Malformed as error:
+                    text = f"The {len(data)} bytes sent are no ObjectPart: malformed or cut off."
+                    raise ObjectError(text) from error
+                await inflow.add(part)
+            if data is None:  # grpc itself refuses what is too large
+                raise ObjectError("No part of it came, or one that is too large.")
             await inflow.finish()
-        except (ObjectError, Malformed) as error:
-            _log.warning("An object was refused: %s", error, extra={"run_id": task.run_id, "peer": context.peer()})
+        except ObjectError as error:
+            _log.warning("An object was refused: %s", error, extra=ids)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except OSError as error:
             await _no_room(context, error)
@@ -164,7 +174,7 @@ class ClientAppIO:
         if task is not None:
             self._app_logs.remember(token, task.handed, task.metadata)
         if not self._app_logs.write(token, request):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "There is no task with this token (any more).")
+            await _refuse(context, grpc.StatusCode.PERMISSION_DENIED, NO_TASK)
         return appio_pb2.PushLogsResponse()
 
     async def finish_task(self, request: Any, context: Any) -> Any:
@@ -180,19 +190,40 @@ class ClientAppIO:
             try:
                 missing = await self._node.finish_task(task, request)
             except ObjectError as error:
-                _log.warning("A reply was refused: %s", error)
+                _log.warning("A reply was refused: %s", error, extra={"peer": context.peer()})
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except (sqlite3.Error, OSError) as error:
                 await _no_room(context, error)
         return appio_pb2.FinishTaskResponse(missing_objects=missing)
 
 
-def _unary(handler: Any, request: Any) -> Any:
-    return grpc.unary_unary_rpc_method_handler(
-        handler,
-        request_deserializer=request.FromString,
-        response_serializer=lambda answer: answer.SerializeToString(),
-    )
+def _unary(handler: Any, kind: Any) -> Any:
+    async def serve(data: bytes, context: Any) -> Any:
+        return await handler(await _decoded(kind, data, context), context)
+
+    return grpc.unary_unary_rpc_method_handler(serve, response_serializer=lambda answer: answer.SerializeToString())
+
+
+async def _decoded(kind: Any, data: bytes, context: Any) -> Any:
+    """The message that was sent; what is none is refused."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        text = f"The {len(data)} bytes sent are no {kind.__name__}: malformed or cut off."
+        await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+def _report(data: bytes) -> appio_pb2.ExecutorReport:
+    """An executor's report; what is none says nothing."""
+    try:
+        return appio_pb2.ExecutorReport.FromString(data)
+    except DecodeError:
+        return appio_pb2.ExecutorReport()
+
+
+async def _refuse(context: Any, status: grpc.StatusCode, text: str) -> None:
+    _log.warning("A call was refused: %s", text, extra={"peer": context.peer()})
+    await context.abort(status, text)
 
 
 async def _no_room(context: Any, error: Exception) -> None:

@@ -41,6 +41,8 @@ async def take(call: Call, flow: Flow, peer: Hashable, receiver: Receiver) -> No
                     raise malformed("ObjectPart", len(data)) from error
                 await receiver.part(part.object_id, part.offset, part.size, part.data)
                 del part, data
+        if not call.received:  # grpc itself refuses what is too large
+            raise EdgeError(StatusCode.INVALID_ARGUMENT, "PushObjects came without a part, or with one too large.")
         stored = await receiver.finish()
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError):  # grpc itself refuses what is too large, and says no more
