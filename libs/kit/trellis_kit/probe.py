@@ -30,6 +30,10 @@ _EXPIRED = 10
 _UNKNOWN_CA = frozenset({2, 18, 19, 20, 21})
 
 
+class _Away(Exception):
+    """Nobody is there, or the proxy does not lead there."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where to, and how it was tried."""
@@ -49,7 +53,7 @@ def why(target: Target) -> str | None:
         return _plain(target) if target.tls is None else _secured(target, target.tls)
     except Fatal as problem:  # our own files
         return str(problem)
-    except OSError:  # not there at all; gRPC says so, too
+    except (_Away, OSError):  # gRPC says so, too
         return None
 
 
@@ -104,7 +108,7 @@ def _its_names(target: Target) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with contextlib.suppress(OSError, ValueError), _connected(target, context) as connection:
+    with contextlib.suppress(_Away, OSError, ValueError), _connected(target, context) as connection:
         der = connection.getpeercert(binary_form=True)
         if der is not None:
             return ", ".join(certificates.names(x509.load_der_x509_certificate(der)))
@@ -154,7 +158,10 @@ def _handshake(target: Target, context: ssl.SSLContext) -> None:
 
 def _connected(target: Target, context: ssl.SSLContext) -> ssl.SSLSocket:
     context.set_alpn_protocols(["h2"])
-    plain = _reached(target)
+    try:
+        plain = _reached(target)
+    except OSError as error:
+        raise _Away from error
     try:
         return context.wrap_socket(plain, server_hostname=target.host)
     except BaseException:

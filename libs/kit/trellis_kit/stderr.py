@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+_END_SECONDS = 1.0  # for what was written last, at the end of the process
 _real: int | None = None
 
 
@@ -31,8 +32,14 @@ def divert(take: Callable[[str], bool]) -> None:
     reading, writing = os.pipe()
     os.dup2(writing, 2)
     os.close(writing)
-    threading.Thread(target=_read, args=(reading, _real, take), name="stderr", daemon=True).start()
-    atexit.register(os.dup2, _real, 2)
+    reader = threading.Thread(target=_read, args=(reading, _real, take), name="stderr", daemon=True)
+    reader.start()
+    atexit.register(_end, _real, reader)
+
+
+def _end(real: int, reader: threading.Thread) -> None:
+    os.dup2(real, 2)  # the pipe ends here, unless a child holds it
+    reader.join(_END_SECONDS)
 
 
 def _read(reading: int, real: int, take: Callable[[str], bool]) -> None:

@@ -27,17 +27,19 @@ class RunResult:
 class Control:
     """Calls to host:port, tried again while the SuperLink is away."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, root_certificates: Path | None = None) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(
-            address,
-            options=[
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 500),
-                ("grpc.min_reconnect_backoff_ms", 100),
-                ("grpc.enable_http_proxy", 0),
-            ],
-        )
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        if root_certificates is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._stub: control_pb2_grpc.ControlAsyncStub = control_pb2_grpc.ControlStub(self._channel)
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from trellis_kit import federation as kit
 from trellis_wire.config import Scalar
 
 from trellis_testing import stock
+from trellis_testing.certs import Certs
 from trellis_testing.control import Control, RunHandle
 from trellis_testing.environment import clean_environment
 from trellis_testing.venvs import StockFlwr
@@ -56,6 +57,7 @@ class Layout:
     guest: str = "1.41.0"
     guest_python: Path | None = None
     isolation: kit.Isolation = "process"
+    tls: bool = False  # on every connection, with certificates of its own
     superlink_flags: tuple[str, ...] = ()
     supernode_flags: tuple[str, ...] = ()
     via_fleet: str | None = None
@@ -127,6 +129,12 @@ class ProcessFederation(Federation):
         self._directory = directory
         self._processes = kit.Federation(self._plan(len(own)))
         self.roles = self._processes.roles
+        self.certs = Certs.make(directory / "certs", len(own)) if layout.tls else None
+        if self.certs is not None:
+            for role in self._processes.roles.values():
+                role.argv = tuple(word for word in role.argv if word != "--insecure")
+                role.argv += self.certs.flags(role.name, layout.isolation)
+        self._roots = None if self.certs is None else self.certs.ca
         for index, release in enumerate(layout.supernodes):
             if release != TRELLIS:
                 name = f"supernode-{index + 1}"
@@ -138,11 +146,12 @@ class ProcessFederation(Federation):
                     http=self.addresses.http,
                     port=kit.free_ports(1)[0],
                     node_config=f"partition-id={index} num-partitions={len(layout.supernodes)}",
+                    root_certificates=self._roots,
                 )
         for name, program in layout.under.items():
             role = self._processes[name]
             role.argv = (*program, *role.argv)
-        self.control = Control(self.addresses.control)
+        self.control = Control(self.addresses.control, self._roots)
 
     def _plan(self, own: int) -> kit.Plan:
         layout = self.layout
@@ -165,7 +174,7 @@ class ProcessFederation(Federation):
 
     async def start(self) -> None:
         self._processes.start()
-        await self._processes.ready()
+        await self._processes.ready(root_certificates=self._roots)
         count = len(self.layout.supernodes)
 
         async def all_online() -> bool:
