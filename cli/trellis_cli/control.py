@@ -202,6 +202,10 @@ def _unavailable(details: str, said: str, connection: Connection, where: str) ->
         return Unreachable(f"The certificate of {where} is not accepted by {trusted}. ({said})")
     if any(word in lower for word in ("resolving", "hostname lookup", "domain name not found")):
         return Unreachable(f"No machine is known as {where}. Is the name right, and is there a network? ({said})")
+    if "failed parsing http/2" in lower:
+        return Unreachable(
+            f"{where} speaks no gRPC. A SuperLink has its Control API on another port than stock's HTTP, usually 9093."
+        )
     nobody = ("failed to connect", "connection refused", "dns", "no route", "timeout")
     if any(word in lower for word in nobody):
         return Unreachable(

@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+from trellis_cli.arguments import add_format
 from trellis_cli.errors import EXIT_OK, UsageError
 from trellis_cli.output import Output
 
@@ -72,6 +73,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the app and of its folder")
+    add_format(parser)
     parser.add_argument("--publisher", default="me", metavar="NAME", help="who publishes it (default: me)")
 
 

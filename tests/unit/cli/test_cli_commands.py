@@ -6,7 +6,9 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import grpc
@@ -215,6 +217,16 @@ def test_a_name_that_no_machine_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No machine is known as nowhere.invalid:9093" in capsys.readouterr().err
 
 
+def test_the_http_port_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert main(["ls", "--superlink", f"127.0.0.1:{server.server_port}", "--insecure"]) == 3
+    finally:
+        server.shutdown()
+    assert "speaks no gRPC" in capsys.readouterr().err
+
+
 def test_tls_against_a_plain_superlink_says_so(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "--superlink", superlink.address]) == 3
     assert "add --insecure" in capsys.readouterr().err
@@ -249,7 +261,7 @@ def test_build_writes_a_fab_here(fab_format: str, capsys: pytest.CaptureFixture[
 
 
 def test_new_writes_an_app_that_can_be_sent(superlink: Served) -> None:
-    assert main(["new", "my-app"]) == 0
+    assert main(["new", "my-app", "--format", "json"]) == 0
     assert main(["run", "my-app", *there(superlink)]) == 0
     assert main(["new", "my-app"]) == 2
 
