@@ -1,7 +1,8 @@
 """Settings of a service: one pydantic model becomes its flags, its environment variables and its secret files.
 
 Every field `grace_period` of a `Settings` class can be set by `--grace-period` and by `TRELLIS_GRACE_PERIOD`; a flag
-beats the environment, the environment beats the default. A field marked secret is read from a file only:
+beats the environment, the environment beats the default, and a variable that is empty is as if it were not there (so
+that Compose's `${X:-}` and a layer over another can say "not set"). A field marked secret is read from a file only:
 `--name-file PATH` or `TRELLIS_NAME_FILE`. Nothing else in Trellis reads configuration.
 """
 
@@ -183,7 +184,7 @@ def load(
         raw: object
         if (given := flags.get(option.field)) is not None:
             raw, origin = given, option.flags[0]
-        elif (text := environ.get(option.variable)) is not None:
+        elif text := environ.get(option.variable):
             origin = option.variable
             try:
                 raw = text if option.is_secret else option.parse_text(text)
@@ -216,7 +217,7 @@ def load(
             logs.early(f"{stock.names[0]} is accepted because Flower's program has it: {stock.note}")
     known = {option.variable for option in options} | _FOREIGN
     for variable in sorted(environ):
-        if variable.startswith(ENV_PREFIX) and variable not in known:
+        if variable.startswith(ENV_PREFIX) and variable not in known and environ[variable]:
             logs.early(f"{variable} is set but is no setting of {prog}; see {prog} --help")
     return settings
 

@@ -47,6 +47,12 @@ def test_flag_beats_environment_beats_default() -> None:
     assert parse("--grace", "2m", TRELLIS_GRACE="5").grace == 120.0
 
 
+def test_an_empty_variable_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(TRELLIS_GRACE="", TRELLIS_WORKDIR="", TRELLIS_INSECURE="", TRELLIS_JOIN_TOKEN_FILE="") == Example()
+    parse(TRELLIS_NOBODYS="")
+    assert capsys.readouterr().err == ""
+
+
 def test_bool_flag_and_its_negation() -> None:
     assert parse("--insecure").insecure
     assert parse(TRELLIS_INSECURE="true").insecure
