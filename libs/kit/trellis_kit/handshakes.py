@@ -111,7 +111,7 @@ def meaning(error: str, names: str) -> tuple[int, str]:
         )
     if any(word in error for word in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")):
         return logging.WARNING, "it does not speak TLS, which this port wants (--insecure over there?)"
-    if "handshake failed" not in error.lower():  # closed, reset, timed out
+    if "handshake failed" not in error.lower() and "ALERT" not in error:  # closed, reset, timed out
         return (
             logging.INFO,
             "it went away during the handshake without a word, as clients do that are built on gRPC and do not trust "
@@ -129,7 +129,7 @@ def _short(error: str) -> str:
 # ---- a process that listens in ---------------------------------------------------------------------------------
 
 _ports: dict[int, tuple[str, Callable[[], str]]] = {}
-_told: dict[tuple[int, str, str], float] = {}
+_told: dict[tuple[str, str, str], float] = {}
 
 
 def listen_in() -> None:
@@ -151,8 +151,13 @@ def tell(failure: Failure) -> None:
     if port not in _ports:
         return  # we were the client; whoever made the call says what came of it
     name, names = _ports[port]
-    level, sentence = meaning(failure.error, names())
-    key = (port, failure.peer.rpartition(":")[0], sentence)
+    tell_of(name, names(), failure.error, failure.peer)
+
+
+def tell_of(name: str, names: str, error: str, peer: str | None = None) -> None:
+    """Log that a handshake with this listener failed, unless that was told a moment ago."""
+    level, sentence = meaning(error, names)
+    key = (name, "" if peer is None else peer.rpartition(":")[0], sentence)
     now = time.monotonic()
     if now - _told.get(key, -QUIET_SECONDS) < QUIET_SECONDS:
         return
@@ -164,5 +169,5 @@ def tell(failure: Failure) -> None:
         "A connection to %s came to nothing: %s",
         name,
         sentence,
-        extra={"listener": name, "peer": failure.peer, "cause": _short(failure.error)},
+        extra={"listener": name, "peer": peer, "cause": _short(error)},
     )

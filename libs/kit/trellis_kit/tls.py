@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import grpc
 
-from trellis_kit import certificates
+from trellis_kit import certificates, handshakes
 from trellis_kit.lifecycle import Fatal
 
 _log = logging.getLogger(__name__)
@@ -172,12 +172,23 @@ def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
 
 
 def server_context(tls: ServerTls) -> ssl.SSLContext:
-    """The same for an HTTP port. Raises Fatal."""
+    """The same for an HTTP port, whose failed handshakes are told of here. Raises Fatal."""
     reloading = _Reloading(tls, _context)
+
+    class Told(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:  # asyncio drops it
+                handshakes.tell_of("http", certificates.describe_names(tls.certfile), error.reason or str(error))
+                raise
 
     def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = reloading.fetch()
 
+    reloading.current.sslobject_class = Told
     reloading.current.sni_callback = renew  # called at each handshake, whether the client names a server or not
     return reloading.current
 

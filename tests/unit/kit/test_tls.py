@@ -29,6 +29,7 @@ from trellis_kit.tls import (
     ServerTls,
     client_credentials,
     interior_tls,
+    server_context,
     server_credentials,
     server_tls,
 )
@@ -218,6 +219,39 @@ async def test_a_peer_that_goes_without_a_word_is_no_warning_and_told_once(pki: 
         await server.until(lambda line: "does not speak TLS" in line["message"])
         told = [line for line in server.lines if "went away during the handshake without a word" in line["message"]]
         assert [line["level"] for line in told] == ["INFO"]
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        (lambda pki: pki.theirs.server(), "it does not trust the CA of this port's certificate"),
+        (lambda pki: pki.ours.server(days=-1), "to it, this port's certificate has expired"),
+        (lambda pki: pki.ours.server(names=("superlink",)), "a name that is not in it: superlink"),
+    ],
+)
+async def test_an_http_port_names_the_cause_too(
+    pair: Callable[[World], Pair], told: str, pki: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = server_context(serve(pair(pki)))
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.to_thread(presented, f"{host}:{port}", pki.ours)
+        async with asyncio.timeout(10):
+            while told not in caplog.text:
+                await asyncio.sleep(0.02)
+
+
+async def test_an_http_port_shows_the_new_certificate(pki: World) -> None:
+    pair = pki.ours.server()
+    context = server_context(serve(pair))
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        before = await asyncio.to_thread(presented, f"{host}:{port}", pki.ours)
+        put(pki.ours.server("renewed"), pair)
+        assert await asyncio.to_thread(presented, f"{host}:{port}", pki.ours) != before
 
 
 async def test_an_operator_who_asks_grpc_for_more_gets_its_lines(pki: World) -> None:
