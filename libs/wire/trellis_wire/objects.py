@@ -29,7 +29,8 @@ MAX_HEAD_BYTES: Final = 4 * 1024 * 1024
 """Enough to name 64,000 children: an array of 320 GB in 5 MiB chunks."""
 MAX_TREE_DEPTH: Final = 8
 """Levels; Flower's own trees have five."""
-MAX_TREE_NODES: Final = 262_144
+MAX_TREE_NODES: Final = 65_536
+"""320 GB in chunks of 5 MiB. A SuperLink writes a row for each, and other writes wait for that."""
 
 _DIVIDER = 0
 _HEAD = re.compile(
