@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from edge_world import Network, StockNode, model, network, records, refusal
+from trellis_superlink.edges import rpc
 from trellis_wire.identity import generate_key, public_pem, sign_headers_grpc
 from trellis_wire.messages import Metadata
 from trellis_wire.pb.edge import control_pb2, fleet_pb2, records_pb2
@@ -38,6 +39,17 @@ async def test_calls_that_say_nothing_do_not_keep_models_out(tmp_path: Path) -> 
             await node.take(await node.pull())
         for call in calls:
             call.cancel()
+
+
+async def test_a_call_that_says_nothing_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "BODY_SECONDS", 0.2)
+    async with network(tmp_path) as net:
+        for method in ("PullMessages", "PushObject", "RegisterNode"):
+            (call,) = silent_calls(net, method, 1)
+            async with asyncio.timeout(10):
+                status, details = await refusal(call.read())
+            assert status is grpc.StatusCode.UNAVAILABLE
+            assert details == f"{method} was not sent within 0.2 s; try again."
 
 
 @pytest.mark.parametrize(
