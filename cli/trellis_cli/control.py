@@ -6,6 +6,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
+from trellis_kit.probe import Target, why
+from trellis_kit.tls import ClientTls
 from trellis_wire.pb.edge import control_pb2 as pb
 from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
 from trellis_wire.pb.edge.run_pb2 import Run
@@ -190,16 +192,15 @@ def explain(error: grpc.RpcError, connection: Connection) -> CliError:
 
 def _unavailable(details: str, said: str, connection: Connection, where: str) -> CliError:
     lower = details.lower()
-    if not connection.insecure and any(word in lower for word in ("wrong_version_number", "wrong version number")):
-        return Unreachable(
-            f"{connection.address} answers without TLS. If it shall: insecure = true in {connection.source}."
-            if connection.source != "--superlink"
-            else f"{connection.address} answers without TLS. If it shall, add --insecure."
-        )
-    if not connection.insecure and ("certificate" in lower or "handshake" in lower):
-        roots = connection.root_certificates
-        trusted = f"the roots in {roots}" if roots else "the system's roots; name others with root-certificates"
-        return Unreachable(f"The certificate of {where} is not accepted by {trusted}. ({said})")
+    tls = None if connection.insecure else ClientTls(connection.root_certificates)
+    if (cause := why(Target(connection.address, tls))) is not None:
+        by_flags = connection.source == "--superlink"
+        secure = "--root-certificates FILE" if by_flags else f"root-certificates in {connection.source}"
+        plain = "--insecure" if by_flags else f"insecure = true in {connection.source}"
+        # A wrong name or date is for the SuperLink's operator to mend.
+        about_us = any(word in cause for word in ("wants TLS", "without TLS", "is of a CA"))
+        advice = f" Connections with TLS are set by {secure}, those without by {plain}." if about_us else ""
+        return Unreachable(f"{cause[0].upper()}{cause[1:]}.{advice}")
     if any(word in lower for word in ("resolving", "hostname lookup", "domain name not found")):
         return Unreachable(f"No machine is known as {where}. Is the name right, and is there a network? ({said})")
     if "failed parsing http/2" in lower:
@@ -211,8 +212,6 @@ def _unavailable(details: str, said: str, connection: Connection, where: str) ->
         return Unreachable(
             f"Nobody answers at {where}. Does a SuperLink run there with its Control API on this port? ({said})"
         )
-    if connection.insecure and any(word in lower for word in ("socket closed", "connection reset", "end of file")):
-        return Unreachable(f"{connection.address} closed the connection; it may want TLS (no insecure, no --insecure).")
     return Unreachable(
         f"{connection.address} cannot answer now: {said.rstrip('.') or 'no reason given'}. Try again later."
     )
