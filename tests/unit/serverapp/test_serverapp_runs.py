@@ -59,7 +59,9 @@ async def test_a_run_from_its_order_to_its_end(hub: Hub, attend: Attend, tmp_pat
     assert not (tmp_path / "executor/runs/5").exists()
 
 
-async def test_a_superlink_that_is_away_in_the_middle_of_a_round(hub: Hub, attend: Attend, tmp_path: Path) -> None:
+async def test_a_superlink_that_is_away_in_the_middle_of_a_round(
+    hub: Hub, attend: Attend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     app = hub.app(tmp_path / "app", SERVER + HELPERS, "print('begins', flush=True)" + ROUND)
     async with attend():
         hub.run("r1", app)
@@ -68,7 +70,7 @@ async def test_a_superlink_that_is_away_in_the_middle_of_a_round(hub: Hub, atten
         await hub.reply(first, {"config": ConfigRecord({"n": 1})})
         await until(lambda: len(hub.confirmed) == 1, "the first reply")
         await hub.kill()
-        await asyncio.sleep(0.3)
+        await until(lambda: "Not connected" in caplog.text, "the executor has noticed")
         await hub.start()
         await until(lambda: len(hub.hellos) == 2, "the second hello")
         await hub.reply(second, {"config": ConfigRecord({"n": 2})})

@@ -344,6 +344,13 @@ class Network:
         await node.join()
         return node
 
+    async def held(self, surface: str, count: int = 1) -> None:
+        """Returns once so many calls are held there."""
+        registry = self.link.metrics.registry
+        async with asyncio.timeout(10):
+            while registry.get_sample_value("trellis_held_calls", {"surface": surface}) != count:
+                await asyncio.sleep(0.005)
+
     async def running(self) -> Hosted:
         """A run that an executor hosts."""
         executor = Executor(self.appio)

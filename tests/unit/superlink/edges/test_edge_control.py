@@ -57,8 +57,8 @@ async def test_logs_are_held_until_the_run_ends(net: Network) -> None:
     await hosted.call("PushLogs", appio_pb2.PushLogsRequest(lines=lines, sequence=1))
     await hosted.call("PushLogs", appio_pb2.PushLogsRequest(lines=lines, sequence=1))
     stream = asyncio.create_task(log_of(net.control.StreamLogs(control_pb2.StreamLogsRequest(run_id=hosted.run_id))))
-    done, _ = await asyncio.wait({stream}, timeout=0.3)
-    assert not done
+    await net.held("control")
+    assert not stream.done()
     lines[0].text = "second\n"
     await hosted.call("PushLogs", appio_pb2.PushLogsRequest(lines=lines, sequence=2))
     await hosted.call("FinishRun", appio_pb2.FinishRunRequest(outcome=appio_pb2.FinishRunRequest.COMPLETED))
@@ -267,6 +267,6 @@ async def test_the_exec_service_of_1_20_is_there(net: Network) -> None:
 async def test_log_streams_are_told_to_come_again_when_the_superlink_stops(net: Network) -> None:
     hosted = await net.running()
     stream = asyncio.create_task(log_of(net.control.StreamLogs(control_pb2.StreamLogsRequest(run_id=hosted.run_id))))
-    await asyncio.wait({stream}, timeout=0.2)
+    await net.held("control")
     net.link.drain.begin()
     assert (await refusal(stream))[0] is StatusCode.UNAVAILABLE
