@@ -27,6 +27,9 @@ from trellis_superlink.store.tables import runs
 
 _log = logging.getLogger(__name__)
 
+MAX_STARTS = 3
+"""How often a run is handed out whose executors are lost before its app runs: the app itself may be why."""
+
 
 @dataclass(frozen=True)
 class Hello:
@@ -315,11 +318,18 @@ class Executors:
 
     def _await_return(self, run_id: int, executor_id: str, at: float) -> None:
         async def lose() -> None:
-            def fail(tx: Tx) -> None:
-                reason = f"The executor {executor_id} was lost: not heard of for {self._lost_after:.0f} s."
-                self._fail(tx, run_id, reason)
+            reason = f"The executor {executor_id} was lost: not heard of for {self._lost_after:.0f} s."
 
-            await self._ground.db.write(fail)
+            def give_up(tx: Tx) -> None:
+                for claim in self._claims.open(tx.conn, executor_id):
+                    if claim.run_id != run_id:
+                        continue
+                    if self._runs.starts(tx.conn, run_id) < MAX_STARTS:
+                        self._give_up(tx, claim, reason)
+                    else:
+                        self._fail(tx, run_id, reason)
+
+            await self._ground.db.write(give_up)
 
         self._ground.deadlines.set(_key(run_id), at, lose)
 

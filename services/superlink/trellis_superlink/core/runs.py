@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from trellis_wire.config import Scalar, fuse
 from trellis_wire.fab import FabError, inspect
 from trellis_wire.objects import ObjectError, check_head, verify_object
@@ -340,6 +340,11 @@ class Runs:
             return None
         self._note(tx, run_id, Status.STARTING, Outcome.NONE, "")
         return run_of(tx.conn.execute(select(runs).where(runs.c.run_id == run_id)).one())
+
+    def starts(self, conn: Connection, run_id: int) -> int:
+        """How often the run was handed to an executor."""
+        query = select(func.count()).where(run_history.c.run_id == run_id, run_history.c.status == Status.STARTING)
+        return conn.scalar(query) or 0
 
     def pending_again(self, tx: Tx, run_id: int, details: str) -> bool:
         """starting -> pending, when an executor gave it back before the app started."""

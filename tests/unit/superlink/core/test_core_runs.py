@@ -18,7 +18,7 @@ from trellis_superlink.core.errors import (
     RunUnfinished,
     Unauthenticated,
 )
-from trellis_superlink.core.executors import Drop, Order, Stop, Work
+from trellis_superlink.core.executors import MAX_STARTS, Drop, Order, Stop, Work
 from trellis_superlink.core.logs import LogLine
 from trellis_superlink.core.parcels import State
 from trellis_superlink.core.principals import NO_ACCOUNT, SYSTEM, Principal
@@ -105,6 +105,20 @@ async def test_an_executor_that_is_lost_fails_its_run(w: World) -> None:
     assert any("e1 was lost" in entry.text for entry in await w.core.logs.read(NO_ACCOUNT, run.run_id))
     with pytest.raises(RunOver):
         await w.core.mail.push_instructions(who, [instruct(run.run_id, node.node_id, records()).full()])
+
+
+async def test_a_run_whose_executor_is_lost_before_its_app_runs_is_handed_out_again(w: World) -> None:
+    run = await w.submit()
+    for attempt in range(MAX_STARTS):
+        stay = await w.attend(f"e{attempt}")
+        work = await order(stay)
+        assert isinstance(work, Work)
+        assert work.run.run_id == run.run_id
+        stay.leave()
+        w.forward(31)
+        last = attempt == MAX_STARTS - 1
+        await wait_for_status(w, run.run_id, Status.FINISHED if last else Status.PENDING)
+    assert (await w.details(run.run_id)).details.startswith("The executor e2 was lost")
 
 
 async def test_a_silent_executor_is_lost_though_its_stream_is_open(w: World) -> None:
