@@ -194,12 +194,10 @@ def _unavailable(details: str, said: str, connection: Connection, where: str) ->
     lower = details.lower()
     tls = None if connection.insecure else ClientTls(connection.root_certificates)
     if (cause := why(Target(connection.address, tls))) is not None:
-        by_flags = connection.source == "--superlink"
-        secure = "--root-certificates FILE" if by_flags else f"root-certificates in {connection.source}"
-        plain = "--insecure" if by_flags else f"insecure = true in {connection.source}"
-        # A wrong name or date is for the SuperLink's operator to mend.
-        about_us = any(word in cause for word in ("wants TLS", "without TLS", "is of a CA"))
-        advice = f" Connections with TLS are set by {secure}, those without by {plain}." if about_us else ""
+        advice = "" if connection.source == "--superlink" else f" The connection is set in {connection.source}."
+        if "answers without TLS" in cause:
+            how = "add --insecure" if not advice else f"write insecure = true in {connection.source}"
+            advice = f" If it shall, {how}."
         return Unreachable(f"{cause[0].upper()}{cause[1:]}.{advice}")
     if any(word in lower for word in ("resolving", "hostname lookup", "domain name not found")):
         return Unreachable(f"No machine is known as {where}. Is the name right, and is there a network? ({said})")

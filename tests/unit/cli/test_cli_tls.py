@@ -72,7 +72,7 @@ def test_a_connection_of_the_file_is_mended_there(
         assert main(["ls", "here"]) == 3
         error = capsys.readouterr().err
         assert "wants TLS" in error
-        assert f"root-certificates in [superlink.here] of {config}" in error
+        assert f"is set in [superlink.here] of {config}" in error
 
 
 def test_nobody_there_is_no_matter_of_tls(ours: Authority, capsys: pytest.CaptureFixture[str]) -> None:
