@@ -236,11 +236,12 @@ async def test_capacity_is_what_executors_are_free_for(tmp_path: Path) -> None:
         assert w.link.called("PullMessages")[-1].trellis_known_runs == [1]
         for run_id in (2, 3):
             await w.link.instruct(run_id=run_id)
-            await hand.work()
+            other = await hand.work()
         pulls = len(w.link.called("PullMessages"))
-        await w.link.instruct(run_id=4)
-        await asyncio.sleep(0.1)
-        assert len(w.link.called("PullMessages")) == pulls
+        fourth = await w.link.instruct(run_id=4)
+        await hand.finish(other)  # one slot is free: one pull for it, and there was none before
+        assert (await hand.read(await hand.work()))[0].message_id == fourth.id
+        assert len(w.link.called("PullMessages")) == pulls + 1
 
 
 # ---- runs that end ---------------------------------------------------------------------------------------------------
