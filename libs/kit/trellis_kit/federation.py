@@ -170,10 +170,11 @@ class Role:
         return "\n".join(self.log().splitlines()[-lines:])
 
     def last_words(self) -> str:
-        """Why it ended, for people: the warnings and errors among its last lines, or just those lines."""
-        tail = self.log_tail().splitlines()
-        said = [words for words in map(_words, tail) if words is not None]
-        return "\n".join(said or tail)
+        """Why it ended, for people: how, and the warnings and errors among its last lines."""
+        code = self.exit_code or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        said = [words for words in map(_words, self.log_tail().splitlines()) if words is not None]
+        return f"{self.name} {how}:\n" + ("\n".join(said) or f"It does not say why; its log is {self.log_path}.")
 
 
 def _words(line: str) -> str | None:
@@ -248,7 +249,7 @@ class Federation:
         """Raise StartProblem when a role has ended by itself."""
         for role in self.roles.values():
             if role.exit_code is not None:
-                raise StartProblem(f"{role.name} ended with exit code {role.exit_code}:\n{role.last_words()}")
+                raise StartProblem(role.last_words())
 
     def logs_for_people(self, lines: int = 15) -> str:
         """The end of every role's log under its name."""

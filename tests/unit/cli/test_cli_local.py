@@ -101,6 +101,17 @@ def test_what_a_killed_demo_leaves_is_removed_by_the_next(tmp_path: Path, guest:
         assert not own.exists()
 
 
+def test_a_role_that_is_killed_ends_all_and_is_named(tmp_path: Path, guest: Path) -> None:
+    with up(tmp_path / "federation", guest) as (process, said):
+        wait_for(lambda: "is ready" in said.read_text() or process.poll() is not None, "it is ready")
+        family = descendants(process.pid)
+        (superlink,) = [pid for pid in family if b"trellis-superlink\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(superlink, signal.SIGKILL)
+        assert process.wait(_SECONDS) == 1
+        assert "superlink was killed by SIGKILL" in said.read_text()
+        wait_for(lambda: not any(map(lives, family)), f"{family} have ended")
+
+
 def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path, guest: Path) -> None:
     with up(tmp_path / "federation", guest) as (process, said):
         wait_for(lambda: len(descendants(process.pid)) >= 2 or process.poll() is not None, "the first roles start")
@@ -140,6 +151,6 @@ def test_a_role_that_ends_says_why_in_words(tmp_path: Path) -> None:
     python.chmod(0o755)
     with up(tmp_path / "federation", python) as (process, said):
         assert process.wait(_SECONDS) == 1
-        assert "app ended with exit code 2:\n" in said.read_text()
+        assert "ended with exit code 2:\n" in said.read_text()
         assert str(python) in said.read_text()
         assert '{"time"' not in said.read_text()
