@@ -13,6 +13,7 @@ from sqlalchemy import select
 from trellis_superlink.core.errors import RunOver
 from trellis_superlink.core.mail import Reply
 from trellis_superlink.core.principals import NO_ACCOUNT, Principal
+from trellis_superlink.store.signals import replies_topic
 from trellis_superlink.store.tables import metrics
 from trellis_wire.messages import MessageError, Metadata
 
@@ -281,7 +282,9 @@ async def test_the_end_of_a_run_frees_everything_and_tells_who_waits(w: World) -
     for object_id in list(contents)[:4]:
         await w.core.objects.store(who, work.run.run_id, object_id, contents[object_id])
     streaming = asyncio.create_task(replies(w, who, [each.id for each in out]))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        while replies_topic(work.run.run_id) not in w.core._ground.signals._listeners:
+            await asyncio.sleep(0.005)
     await w.core.runs.stop(NO_ACCOUNT, work.run.run_id)
     with pytest.raises(RunOver):
         await streaming

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import urllib.request
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
@@ -44,6 +45,12 @@ async def started(*argv: str) -> tuple[Process, dict[str, str]]:
             addresses[line["listener"]] = line["address"]
         if "is ready" in line["message"]:
             return process, addresses
+
+
+def metrics(address: str) -> str:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://{address}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -168,7 +175,7 @@ async def test_tls_on_fleet_and_control(tmp_path: Path) -> None:
 
 
 async def test_sigterm_answers_what_is_held_and_ends_in_order(tmp_path: Path) -> None:
-    process, addresses = await started("--insecure", "--database", str(tmp_path / "db"))
+    process, addresses = await started("--insecure", "--database", str(tmp_path / "db"), "--ops-address", "127.0.0.1:0")
     channel = grpc.aio.insecure_channel(addresses["fleet"])
     interior = grpc.aio.insecure_channel(addresses["serverappio"])
     node = StockNode(FleetStub(channel))
@@ -176,7 +183,9 @@ async def test_sigterm_answers_what_is_held_and_ends_in_order(tmp_path: Path) ->
     executor = Executor(ServerAppIOStub(interior))
     await executor.attend()
     pull = asyncio.create_task(node.pull())
-    await asyncio.wait({pull}, timeout=0.3)
+    async with asyncio.timeout(10):
+        while 'trellis_held_calls{surface="fleet"} 1.0' not in await asyncio.to_thread(metrics, addresses["ops"]):
+            await asyncio.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert not (await asyncio.wait_for(pull, 5)).messages_list
     with pytest.raises(Exception, match="UNAVAILABLE"):
