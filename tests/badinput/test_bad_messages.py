@@ -47,16 +47,19 @@ CONTROL = "StartRun StopRun StreamLogs ListRuns PullArtifacts RegisterNode Unreg
 APPIO = (
     "Attend GetFab StartRunning GetNodes PushMessages PushObjects StreamReplies PullObjects ConfirmReceived PushLogs"
 )
-APPIO += " FinishRun"
+APPIO += " PushArtifact FinishRun"
 METHODS = [
     *(("fleet", f"/flwr.proto.Fleet/{name}") for name in FLEET.split()),
     *(("control", f"/flwr.proto.Control/{name}") for name in CONTROL.split()),
     *(("appio", f"/trellis.appio.v1.ServerAppIO/{name}") for name in APPIO.split()),
+    *(("fleet", f"/trellis.appio.v1.NodeObjects/{name}") for name in ("PullObjects", "PushObjects")),
 ]
 
 
 def credentials(world: World, surface: str) -> Any:
-    return {"fleet": sign_headers_grpc(world.node.key), "control": None, "appio": world.hosted.metadata}[surface]
+    ours = (("trellis-node-id", str(world.node.node_id)), ("trellis-run-id", str(world.hosted.run_id)))
+    node = (*sign_headers_grpc(world.node.key), *ours)
+    return {"fleet": node, "control": None, "appio": world.hosted.metadata}[surface]
 
 
 def sending(surface: str, method: str, data: bytes) -> Callable[[World], Awaitable[Any]]:
@@ -147,6 +150,14 @@ async def part(world: World, content: bytes, **changes: Any) -> list[str]:
     return list(answer.stored)
 
 
+async def node_part(world: World, content: bytes, **changes: Any) -> list[str]:
+    """As a SuperNode of ours pushes an object of the reply that it has announced."""
+    values = {"object_id": object_id(content), "offset": 0, "size": len(content), "data": content, **changes}
+    data = appio_pb2.ObjectPart(**values).SerializeToString()
+    answer = await sending("fleet", "/trellis.appio.v1.NodeObjects/PushObjects", data)(world)
+    return list(appio_pb2.PushObjectsResponse.FromString(answer).stored)
+
+
 IGNORED = "^Object not taken"
 OBJECTS = [
     Case("another content than its hash says", lambda w: push(w, b"!", object_id(SMALL)), False, IGNORED, "node_id"),
@@ -165,6 +176,13 @@ OBJECTS = [
     Case("more than it says", lambda w: part(w, LARGE, size=99), refuse(""), "PushObjects refused", "executor_id"),
     Case("of no size", lambda w: part(w, LARGE, size=0), refuse("0 bytes"), "PushObjects refused", "executor_id"),
     Case("of 1 TiB", lambda w: part(w, LARGE, size=1 << 40), refuse("bytes"), "PushObjects refused", "executor_id"),
+    Case(
+        "altered, by a node", lambda w: node_part(w, LARGE, data=LARGE[:-1] + b"!"), refuse("hash"), "hash", "node_id"
+    ),
+    Case(
+        "cut short, by a node", lambda w: node_part(w, LARGE, data=b"good"), refuse("incomplete"), "incomp", "node_id"
+    ),
+    Case("headless, by a node", lambda w: node_part(w, HEADLESS), refuse("no head"), "no head", "node_id"),
     Case("headless, in one part", lambda w: part(w, HEADLESS), refuse("no head"), "no head", "executor_id"),
     Case("parent, in one part", lambda w: part(w, PARENT), refuse("children"), "other children", "executor_id"),
 ]
