@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
