@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
 
 _END_SECONDS = 1.0  # for what was written last, at the end of the process
 _real: int | None = None
@@ -45,5 +49,12 @@ def _end(real: int, reader: threading.Thread) -> None:
 def _read(reading: int, real: int, take: Callable[[str], bool]) -> None:
     with os.fdopen(reading, encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
         for line in lines:
-            if not take(line.rstrip("\n")):
-                os.write(real, line.encode("utf-8", errors="backslashreplace"))
+            # Whatever happens here: without a reader the pipe fills, and whoever writes to it waits for ever.
+            try:
+                kept = take(line.rstrip("\n"))
+            except Exception:
+                _log.exception("A line of standard error was not understood")
+                kept = False
+            if not kept:
+                with contextlib.suppress(OSError):
+                    os.write(real, line.encode("utf-8", errors="backslashreplace"))

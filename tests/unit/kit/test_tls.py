@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from trellis_kit.channel import Channel, open_channel
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.handshakes import Failure, Reader, meaning
 from trellis_kit.lifecycle import Fatal
+from trellis_kit.probe import Target, why
 from trellis_kit.tls import (
     ClientTls,
     ServerTls,
@@ -203,6 +204,41 @@ async def test_a_server_without_tls_is_called_so_and_one_that_is_not_there_is_no
         async with open_channel(address, tls, use_proxy=False) as channel:
             assert not await answered(channel)
             assert await channel.explain() is None
+
+
+async def test_the_cause_is_found_through_a_sites_proxy(pki: World) -> None:
+    program = Path(__file__).parents[1] / "supernode" / "site_proxy.py"
+    proxy = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(program), "site:p%ss"), stdout=asyncio.subprocess.PIPE
+    )
+    assert proxy.stdout is not None
+    try:
+        port = int(await proxy.stdout.readline())
+        async with watched(serve(pki.ours.server())) as server:
+            target = Target(server.address, trust(pki.theirs), f"http://site:p%25ss@127.0.0.1:{port}")
+            assert "is of a CA that is not in" in (await asyncio.to_thread(why, target) or "")
+            await server.until(lambda line: "does not trust the CA of this port's certificate" in line["message"])
+            stranger = replace(target, proxy=f"http://127.0.0.1:{port}")
+            assert await asyncio.to_thread(why, stranger) is None  # that is no matter of TLS
+    finally:
+        proxy.terminate()
+        await proxy.wait()
+
+
+def test_lines_that_are_not_understood_stop_nothing() -> None:
+    program = """
+import os
+from trellis_kit import stderr
+def take(line):
+    raise RuntimeError(line)
+stderr.divert(take)
+for _ in range(200):
+    os.write(2, b"x" * 999 + b"\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, timeout=30)
+    assert done.returncode == 0
+    assert done.stderr.count(b"\n" + b"x" * 999 + b"\n") >= 1
+    assert b"was not understood" in done.stderr
 
 
 async def test_a_peer_that_goes_without_a_word_is_no_warning_and_told_once(pki: World) -> None:
