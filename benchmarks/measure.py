@@ -1,6 +1,7 @@
 """The measurements. Each returns plain numbers (seconds, bytes, shares of a core), ready for JSON."""
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -9,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.federation import TRELLIS, Federation, Setup, minor, running
-from benchmarks.processes import Line, Process, cpu_seconds, forget_peak, peak, resident, start, wait_until
+from benchmarks.processes import (
+    Line,
+    Process,
+    cpu_seconds,
+    cpu_seconds_of_session,
+    forget_peak,
+    peak,
+    resident,
+    start,
+    wait_until,
+)
 from benchmarks.wiretap import Wiretap
 
 APP = Path(__file__).parent / "apps" / "echo"
@@ -75,7 +86,7 @@ def model_round(setup: Setup, size: int, rounds: int) -> Result:
         pid = federation.superlink.pid
         idle = resident(pid)
         forget_peak(pid)
-        cpu = cpu_seconds(pid)
+        cpu, all_cpu = cpu_seconds(pid), _all_cpu_seconds(federation)
         config = {"rounds": rounds, "nodes": setup.count, "array-bytes": size, "evaluate": False}
         with _wiretap(federation) as tap:
             _, lines = federation.submit(APP, dict(config), 300 + rounds * size / MIB)
@@ -91,8 +102,14 @@ def model_round(setup: Setup, size: int, rounds: int) -> Result:
             "superlink_idle_bytes": idle,
             "superlink_growth_bytes": peak(pid) - idle,
             "superlink_cpu_seconds_per_round": (cpu_seconds(pid) - cpu) / len(phases),
+            "cpu_seconds_per_round": (_all_cpu_seconds(federation) - all_cpu) / len(phases),
+            "load": os.getloadavg()[0],
             "hops": _hops(middle, tap),
         }
+
+
+def _all_cpu_seconds(federation: Federation) -> float:
+    return sum(cpu_seconds_of_session(process.pid) for process in federation.processes)
 
 
 def _wiretap(federation: Federation) -> Wiretap:

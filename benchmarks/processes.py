@@ -149,6 +149,19 @@ def peak(pid: int) -> int:
     return _memory(pid, "VmHWM")
 
 
+def cpu_seconds_of_session(leader: int) -> float:
+    """Processor time of a program and of all it started, as far as their parents have waited for those that ended."""
+    ticks = 0
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split() if folder.name.isdigit() else []
+        except OSError:
+            continue  # it has ended
+        if fields and int(fields[3]) == leader:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / TICKS
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time that the process has used, its threads included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

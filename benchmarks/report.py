@@ -50,6 +50,8 @@ def tables(results: dict[str, list[Result]]) -> str:
             "first",
             "SuperLink's growth over idle",
             "its CPU per round",
+            "CPU of all per round",
+            "load",
         ]
         rows = [
             [
@@ -58,6 +60,8 @@ def tables(results: dict[str, list[Result]]) -> str:
                 seconds(one["first"]),
                 f"{one['superlink_growth_bytes'] / MIB:.0f} MiB",
                 seconds(one["superlink_cpu_seconds_per_round"]),
+                seconds(one["cpu_seconds_per_round"]),
+                f"{one['load']:.1f}",
             ]
             for one in same
         ]

@@ -13,6 +13,7 @@ from trellis_wire.identity import NodeCredential, parse_public_key, public_pem
 from trellis_wire.pb.edge import fleet_pb2, node_pb2, run_pb2
 
 from trellis_superlink.core.errors import RunOver
+from trellis_superlink.core.objects import Found
 from trellis_superlink.core.parcels import INLINE_ANSWER
 from trellis_superlink.core.principals import Principal
 from trellis_superlink.core.runs import Status
@@ -20,7 +21,7 @@ from trellis_superlink.core.service import Core
 from trellis_superlink.edges import convert
 from trellis_superlink.edges.errors import FLEET_ANSWERS, EdgeError
 from trellis_superlink.edges.flow import Flow
-from trellis_superlink.edges.raw import Malformed, PushObject, parse_push_object, pulled_object
+from trellis_superlink.edges.raw import Malformed, PulledObject, PushObject, parse_push_object
 from trellis_superlink.edges.rpc import Call, Drain, Service, malformed
 from trellis_superlink.metrics import Metrics
 
@@ -279,11 +280,14 @@ class Fleet:
             await call.send(fleet_pb2.PullObjectResponse(object_found=found is not None, object_available=False))
             return
         async with self._flow.hold(found.size, who.id):
-            await call.send(pulled_object(found.size, await self._parts(who, request.run_id, request.object_id)))
+            await call.send(await self._pulled(who, request.run_id, found))
 
-    async def _parts(self, who: Principal, run_id: int, object_id: str) -> list[bytes | memoryview]:
-        """An object as it lies there, so that it is put together once only."""
-        return [part.data async for part in self._core.objects.stream(who, run_id, [object_id])]
+    async def _pulled(self, who: Principal, run_id: int, found: Found) -> bytes:
+        """The answer with an object, which is in memory once only."""
+        answer = PulledObject(found.size)
+        async for part in self._core.objects.stream(who, run_id, [found.object_id]):
+            answer.add(part.data)
+        return answer.message()
 
 
 def _seconds(told: float) -> float | None:

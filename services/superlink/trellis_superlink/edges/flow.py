@@ -29,7 +29,7 @@ SLOW_ROOM = 256 * MIB
 """Bytes that peers on slow lines have under way; where it is full, they keep their place in the first room."""
 
 SLOW_AFTER = 1.0
-"""Seconds after which a transfer counts as slow; 5 MiB take that long at 40 Mbit/s."""
+"""Seconds after which a transfer of 5 MiB counts as slow (40 Mbit/s); a larger one has so much longer."""
 
 SHARE = 40 * MIB
 """Bytes that one peer has under way; its further calls wait for its own earlier ones. Two objects of 20 MiB."""
@@ -38,6 +38,8 @@ LEAST_RATE = 256 * 1024
 """Bytes per second (2 Mbit/s) below which a transfer gives way, where others wait and there is no room."""
 LEAST_SECONDS = 10.0
 """Seconds that every transfer has, whatever its rate."""
+
+_USUAL = 5 * MIB  # bytes of an object of Flower 1.23 on
 
 LARGE = 4 * MIB
 """Bytes of an object after which freed memory is given back at once."""
@@ -83,13 +85,16 @@ class Flow:
         loop = asyncio.get_running_loop()
         async with self._share_of(peer, size), contextlib.AsyncExitStack() as held:
             await held.enter_async_context(self._room.hold(size))
+            if size > ROOM:
+                memory.give_back()  # what parts have left, or it would come on top
             since = loop.time()
             try:
                 async with asyncio.timeout(None) as ends:
                     slow = _Slow(min(size, self._slow_limit), since, ends)
                     moves: list[asyncio.Task[None]] = []
                     timer = loop.call_later(
-                        self._slow_after, lambda: moves.append(loop.create_task(self._move(held, slow)))
+                        self._slow_after * max(1.0, size / _USUAL),
+                        lambda: moves.append(loop.create_task(self._move(held, slow))),
                     )
                     try:
                         yield

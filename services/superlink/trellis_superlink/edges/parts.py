@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Hashable
 
 from grpc import StatusCode
 from trellis_wire.bulk import Malformed, decode_part, encode_part
-from trellis_wire.identity import verify_grpc
 from trellis_wire.pb.appio import appio_pb2
 
 from trellis_superlink.core.objects import PART, Part, Receiver
@@ -80,7 +79,7 @@ class NodeObjects:
 
     async def _node(self, call: Call) -> tuple[Principal, int]:
         """Who asks, and about which run; the key has to be that of the node it names."""
-        credential = verify_grpc(call.metadata)
+        credential = call.credential()
         numbers = [call.header(NODE), call.header(RUN)]
         if not all(number.isascii() and number.isdigit() and len(number) <= 20 for number in numbers):
             raise EdgeError(StatusCode.INVALID_ARGUMENT, f"The call names its node and run in {NODE} and {RUN}.")

@@ -6,14 +6,14 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 from trellis_wire.bulk import Malformed, introduce, split
 from trellis_wire.pb.edge import fleet_pb2
 
-__all__ = ["Malformed", "PushObject", "parse_push_object", "pulled_object"]
+__all__ = ["Malformed", "PulledObject", "PushObject", "parse_push_object"]
 
 _PUSHED = 4  # PushObjectRequest.object_content
 _PULLED = 3  # PullObjectResponse.object_content
@@ -40,6 +40,16 @@ def parse_push_object(data: bytes) -> PushObject:
     return PushObject(rest.node.node_id, rest.run_id, rest.object_id, content)
 
 
-def pulled_object(size: int, parts: Sequence[bytes | memoryview]) -> bytes:
-    """A PullObjectResponse that says found and available, and carries the content, `size` bytes in parts."""
-    return b"".join((introduce(_FOUND, _PULLED, size), *parts))
+class PulledObject:
+    """A PullObjectResponse that says found and available; the content, `size` bytes in all, is added part by part."""
+
+    def __init__(self, size: int) -> None:
+        self._data = io.BytesIO()
+        self._data.write(introduce(_FOUND, _PULLED, size))
+
+    def add(self, part: bytes | memoryview) -> None:
+        self._data.write(part)
+
+    def message(self) -> bytes:
+        """The whole message; not a copy, so nothing can be added any more."""
+        return self._data.getvalue()

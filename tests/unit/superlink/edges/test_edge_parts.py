@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trellis_kit.settings import load
 from trellis_superlink.core import errors as core
 from trellis_superlink.edges.errors import ANSWERS, FLEET_ANSWERS, translate
-from trellis_superlink.edges.raw import Malformed, parse_push_object, pulled_object
+from trellis_superlink.edges.raw import Malformed, PulledObject, parse_push_object
 from trellis_superlink.edges.versions import dialect
 from trellis_superlink.settings import STOCK_FLAGS, SuperLinkSettings
 from trellis_wire.pb.edge import fleet_pb2, node_pb2
@@ -51,10 +51,10 @@ def test_push_object_agrees_with_protobuf_on_any_bytes(data: bytes) -> None:
 @given(st.binary(min_size=1, max_size=70_000))
 def test_pulled_object_is_what_protobuf_writes(content: bytes) -> None:
     expected = fleet_pb2.PullObjectResponse(object_found=True, object_available=True, object_content=content)
-    assert (
-        fleet_pb2.PullObjectResponse.FromString(pulled_object(len(content), [content[:7], memoryview(content)[7:]]))
-        == expected
-    )
+    answer = PulledObject(len(content))
+    answer.add(content[:7])
+    answer.add(memoryview(content)[7:])
+    assert fleet_pb2.PullObjectResponse.FromString(answer.message()) == expected
 
 
 def test_every_error_of_the_core_has_an_answer() -> None:
