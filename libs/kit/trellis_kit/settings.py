@@ -97,6 +97,14 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def reachable(bound: str) -> str:
+    """An address to connect to from this machine, for one that is listened on."""
+    host, port = split_address(bound)
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
 """A duration; text may carry a unit (`30`, `1.5s`, `10m`, `12h`, `7d`)."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -117,4 +116,3 @@ STOCK_FLAGS = (
 )
 
 VERSION = "0.1.0"
-PYTHON = sys.version.split()[0]

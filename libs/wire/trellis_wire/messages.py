@@ -150,30 +150,22 @@ def error_reply_to(instruction: Metadata, error: MessageError, *, now: float) ->
 
     Source and destination are the SuperLink's own id, as in Flower; the type is the instruction's.
     """
-    metadata = Metadata(
-        run_id=instruction.run_id,
-        message_id="",
-        src_node_id=SUPERLINK_NODE_ID,
-        dst_node_id=SUPERLINK_NODE_ID,
-        reply_to_message_id=instruction.message_id,
-        group_id=instruction.group_id,
-        ttl=max(instruction.expires_at - now, TTL_TOLERANCE),
-        message_type=instruction.message_type,
-        created_at=now,
-        src_task_id=instruction.dst_task_id,
-        dst_task_id=instruction.src_task_id,
-    )
-    content = encode_message_object(metadata, None, error)
-    return replace(metadata, message_id=object_id(content)), content
+    return _error_reply(instruction, SUPERLINK_NODE_ID, SUPERLINK_NODE_ID, error, now)
 
 
 def error_reply_from_node(instruction: Metadata, error: MessageError, *, now: float) -> tuple[Metadata, bytes]:
     """The reply of a node that could not do what it was told: metadata with its id, and the Message object."""
+    return _error_reply(instruction, instruction.dst_node_id, instruction.src_node_id, error, now)
+
+
+def _error_reply(
+    instruction: Metadata, source: int, destination: int, error: MessageError, now: float
+) -> tuple[Metadata, bytes]:
     metadata = Metadata(
         run_id=instruction.run_id,
         message_id="",
-        src_node_id=instruction.dst_node_id,
-        dst_node_id=instruction.src_node_id,
+        src_node_id=source,
+        dst_node_id=destination,
         reply_to_message_id=instruction.message_id,
         group_id=instruction.group_id,
         ttl=max(instruction.expires_at - now, TTL_TOLERANCE),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -284,14 +284,3 @@ def check_head(tree: Tree, head: ObjectHead) -> None:
         raise ObjectError(
             f"The object {tree.object_id} has other children than its tree says; send the tree it belongs to."
         )
-
-
-def check_tree_against(tree: Tree, heads: Callable[[str], ObjectHead | None]) -> None:
-    """Check a whole tree against the heads of its objects; those that `heads` does not know are passed over.
-
-    Raises ObjectError at the first object whose children differ.
-    """
-    for oid, node in tree.nodes().items():
-        head = heads(oid)
-        if head is not None:
-            check_head(node, head)

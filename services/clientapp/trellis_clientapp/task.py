@@ -21,10 +21,16 @@ from trellis_runner.room import join
 from trellis_runner.transfer import Transfer, pack
 from trellis_runner.zygote import GuestProblem, describe_end
 from trellis_wire import config
-from trellis_wire.messages import ErrorCode, MessageError, Metadata, decode_message_object
+from trellis_wire.messages import (
+    ErrorCode,
+    MessageError,
+    Metadata,
+    decode_message_object,
+    error_reply_from_node,
+)
 from trellis_wire.objects import Buffer, ObjectError, ObjectSource, Tree
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
-from trellis_wire.records import Record, deflate, deflate_message, inflate, inflate_message
+from trellis_wire.records import Record, deflate, inflate, inflate_message
 
 from trellis_clientapp.guests import Guests
 
@@ -224,19 +230,7 @@ def _ends(reply: Metadata) -> tuple[int, str, int, int]:
 def _error_reply(
     instruction: Metadata, code: int, reason: str
 ) -> tuple[appio_pb2.FinishTaskRequest, dict[str, ObjectSource]]:
-    now = time.time()
-    metadata = Metadata(
-        run_id=instruction.run_id,
-        message_id="",
-        src_node_id=instruction.dst_node_id,
-        dst_node_id=instruction.src_node_id,
-        reply_to_message_id=instruction.message_id,
-        group_id=instruction.group_id,
-        ttl=instruction.expires_at - now,
-        message_type=instruction.message_type,
-        created_at=now,
-        src_task_id=instruction.dst_task_id,
-        dst_task_id=instruction.src_task_id,
-    )
-    bundle = deflate_message(metadata, error=MessageError(code, reason[:_MAX_REASON]))
-    return appio_pb2.FinishTaskRequest(reply=pack(bundle.tree, bundle.objects)), dict(bundle.objects)
+    cut = MessageError(code, reason[:_MAX_REASON])
+    metadata, content = error_reply_from_node(instruction, cut, now=time.time())
+    objects = {metadata.message_id: ObjectSource(b"", content)}
+    return appio_pb2.FinishTaskRequest(reply=pack(Tree(metadata.message_id), objects)), objects

@@ -19,7 +19,7 @@ from trellis_kit.isolation import Isolation, SubprocessIsolation
 from trellis_kit.lifecycle import EXIT_FAILED, Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable
-from trellis_kit.settings import load, split_address
+from trellis_kit.settings import load, reachable, split_address
 from trellis_kit.tls import ServerTls, interior_tls, server_tls
 
 from trellis_superlink.core.errors import TryAgainLater, Unusable
@@ -158,7 +158,7 @@ class SuperLink:
             program = find_program("trellis-serverapp")
         except StartProblem as error:
             raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
-        argv = [program, "--insecure", "--serverappio-api-address", _reachable(self.appio.bound)]
+        argv = [program, "--insecure", "--serverappio-api-address", reachable(self.appio.bound)]
         argv += ["--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
         for path in (*self.core.places, self.settings.ssl_keyfile, *self.settings.secret_files):
             if path is not None:
@@ -194,14 +194,6 @@ class SuperLink:
             self._secrets.cleanup()
 
 
-def _reachable(bound: str) -> str:
-    """An address to connect to on this machine for one that was listened on."""
-    host, port = split_address(bound)
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def core_config(settings: SuperLinkSettings) -> CoreConfig:
     """What the operator decided, in the core's words."""
     return CoreConfig(
@@ -212,7 +204,7 @@ def core_config(settings: SuperLinkSettings) -> CoreConfig:
         open_registration=not settings.enable_supernode_auth,
         executor_hint=(
             f"Start one: trellis-serverapp {_executor_flags(settings)} --serverappio-api-address "
-            f"{_reachable(settings.serverappio_api_address)} (image trellis/serverapp)"
+            f"{reachable(settings.serverappio_api_address)} (image trellis/serverapp)"
         ),
     )
 

@@ -18,7 +18,7 @@ from trellis_kit.isolation import Isolation, ProcessIsolation, SubprocessIsolati
 from trellis_kit.lifecycle import Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable
-from trellis_kit.settings import load, split_address
+from trellis_kit.settings import load, reachable, split_address
 from trellis_kit.tls import ClientTls, ServerTls, interior_tls
 from trellis_wire.config import parse_config_args
 
@@ -93,7 +93,7 @@ def _executor(settings: SupernodeSettings, address: str, token_file: Path) -> Se
 
 
 def _isolation(settings: SupernodeSettings, bound: str, join_token: str | None) -> Isolation:
-    address = _reachable(bound)
+    address = reachable(bound)
     if settings.isolation == "process":
         return ProcessIsolation(
             f"Start one: trellis-clientapp {_executor_flags(settings)} --clientappio-api-address {address} "
@@ -126,13 +126,6 @@ def _join_token(settings: SupernodeSettings) -> str | None:
             settings.appio_address,
         )
     return settings.join_token
-
-
-def _reachable(bound: str) -> str:
-    host, port = split_address(bound)
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _open_ledger(state_dir: Path) -> tuple[Ledger, Kept, bytes]:

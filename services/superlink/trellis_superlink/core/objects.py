@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 from trellis_wire.messages import decode_message_object
 from trellis_wire.objects import ObjectError, ObjectHead, PartVerifier, parse_head
 from trellis_wire.objects import object_id as hash_of
@@ -269,15 +269,6 @@ class Objects:
             if row.content_id is not None:
                 allowed |= wanted & self._cache.get(conn, row.content_id).ids
         return allowed
-
-    async def totals(self) -> tuple[int, int]:
-        """How many objects are here, and their bytes."""
-
-        def read(conn: Connection) -> tuple[int, int]:
-            row = conn.execute(select(func.count(objects.c.size), func.sum(objects.c.size))).one()
-            return row[0] or 0, row[1] or 0
-
-        return await self._ground.db.read(read)
 
 
 class Receiver:
