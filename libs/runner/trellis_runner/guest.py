@@ -64,6 +64,8 @@ METADATA = (
 )
 # A reply's error codes (Flower 1.20-1.42).
 LOAD_FAILED, RAISED = 1, 2
+# The environment of apps in the images trellis/serverapp and trellis/clientapp.
+IN_IMAGES = "/app/venv"
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
@@ -425,12 +427,11 @@ def advice(error: BaseException, work: Header) -> str | None:
     top = name.partition(".")[0]
     if any(os.path.exists(os.path.join(work["app_dir"], own)) for own in (top, top + ".py")):
         return None
-    return "The app needs the module %r, which %s does not have; install it there: %s -m pip install %s" % (
-        name,
-        sys.executable,
-        sys.executable,
-        DISTRIBUTIONS.get(top, top),
-    )
+    text = "The app needs the module %r, which %s does not have; install it there: %s"
+    package = DISTRIBUTIONS.get(top, top)
+    if sys.prefix == IN_IMAGES:
+        return text % (name, "the image of this executor", "build one FROM it with `RUN pip install %s`" % package)
+    return text % (name, sys.executable, "%s -m pip install %s" % (sys.executable, package))
 
 
 def tell(error: BaseException, work: Header) -> str | None:

@@ -1,6 +1,7 @@
 """Starts Flower federations for tests."""
 
 from trellis_testing.blocking import BlockingFederation
+from trellis_testing.containers import ContainerPeer, FederationContainer
 from trellis_testing.control import RunHandle, RunResult
 from trellis_testing.federation import TRELLIS, Federation, Layout, Peer, ProcessFederation
 from trellis_testing.plugin import StartFederation
@@ -10,7 +11,9 @@ from trellis_testing.venvs import StockFlwr
 __all__ = [
     "TRELLIS",
     "BlockingFederation",
+    "ContainerPeer",
     "Federation",
+    "FederationContainer",
     "Layout",
     "Peer",
     "ProcessFederation",

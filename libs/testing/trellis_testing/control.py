@@ -1,7 +1,7 @@
 """A small client of a SuperLink's Control API, and the runs that were submitted through it or by a command line."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Control:
 
     def __init__(self, address: str, root_certificates: Path | None = None) -> None:
         self.address = address
+        self.root_certificates = root_certificates
         options = [
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 500),
@@ -72,21 +73,24 @@ class Control:
 
     async def log(self, run_id: int) -> str:
         """The run's whole log, once the run is over."""
-        text: list[str] = []
+        return "".join([part async for part in self.follow(run_id)])
+
+    async def follow(self, run_id: int) -> AsyncIterator[str]:
+        """The run's log in the pieces in which it comes, until the run is over."""
         after = 0.0
         while True:
             try:
                 async for part in self._stub.StreamLogs(
                     control_pb2.StreamLogsRequest(run_id=run_id, after_timestamp=after), wait_for_ready=True
                 ):
-                    text.append(part.log_output)
                     after = part.latest_timestamp
+                    yield part.log_output
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _PASSING:
                     raise
                 await asyncio.sleep(_LOOK)
             else:
-                return "".join(text)
+                return
 
 
 class RunHandle:
@@ -102,6 +106,10 @@ class RunHandle:
 
     async def stop(self) -> bool:
         return await self._control.stop_run(self.run_id)
+
+    def follow(self) -> AsyncIterator[str]:
+        """Its log in the pieces in which it comes, until it is over."""
+        return self._control.follow(self.run_id)
 
     async def finished(self) -> RunResult:
         """Wait for its end; the caller bounds the time."""

@@ -48,9 +48,13 @@ class Layout:
 
     `supernodes` names the release of each: `TRELLIS` or a stock version such as "1.24.0"; its place in the list is its
     `partition-id`. Apps are hosted on our executors by the interpreter `guest_python`, which has flwr and what the app
-    imports; without it by flwr `guest` in an environment of its own. The `via_*` addresses (host:port) put something
-    between two roles, a proxy for example: who connects goes there. `under` starts roles, by name, under another
-    program (`{"superlink": ("strace", "-D", ...)}`), which has to become the role or pass signals on to it.
+    imports; without it by flwr `guest` in an environment of its own. Where roles are containers, `clientapp_image` and
+    `serverapp_image` host apps instead. With `tls` every connection is encrypted and executors show certificates, too;
+    `control.root_certificates` is the CA for clients.
+
+    The `via_*` addresses (host:port) put something between two roles, a proxy for example: who connects goes there.
+    `under` starts roles, by name, under another program (`{"superlink": ("strace", "-D", ...)}`), which has to become
+    the role or pass signals on to it.
     """
 
     supernodes: Sequence[str] = (TRELLIS, TRELLIS)
@@ -59,7 +63,13 @@ class Layout:
     isolation: kit.Isolation = "process"
     tls: bool = False  # on every connection, with certificates of its own
     superlink_flags: tuple[str, ...] = ()
+    serverapp_flags: tuple[str, ...] = ()
     supernode_flags: tuple[str, ...] = ()
+    clientapp_flags: tuple[str, ...] = ()
+    superlink_image: str | None = None
+    serverapp_image: str | None = None
+    supernode_image: str | None = None
+    clientapp_image: str | None = None
     via_fleet: str | None = None
     via_serverappio: str | None = None
     via_clientappio: str | None = None  # of the first SuperNode of ours, which is then the only one
@@ -155,6 +165,7 @@ class ProcessFederation(Federation):
 
     def _plan(self, own: int) -> kit.Plan:
         layout = self.layout
+        plain = () if layout.tls else ("--insecure",)
 
         def via(flag: str, address: str | None) -> tuple[str, ...]:
             return () if address is None else (flag, address)  # the last mention of a flag counts
@@ -166,10 +177,16 @@ class ProcessFederation(Federation):
             isolation=layout.isolation,
             env=clean_environment(self._directory / "home", Path(sys.executable).parent),
             partitions=len(layout.supernodes),
-            superlink_flags=("--insecure", *layout.superlink_flags),
-            supernode_flags=("--insecure", *layout.supernode_flags, *via("--superlink", layout.via_fleet)),
-            serverapp_flags=("--insecure", *via("--serverappio-api-address", layout.via_serverappio)),
-            clientapp_flags=("--insecure", *via("--clientappio-api-address", layout.via_clientappio)),
+            superlink_flags=(*plain, *layout.superlink_flags),
+            supernode_flags=(*plain, *layout.supernode_flags, *via("--superlink", layout.via_fleet)),
+            serverapp_flags=(
+                *(*plain, *layout.serverapp_flags),
+                *via("--serverappio-api-address", layout.via_serverappio),
+            ),
+            clientapp_flags=(
+                *(*plain, *layout.clientapp_flags),
+                *via("--clientappio-api-address", layout.via_clientappio),
+            ),
         )
 
     async def start(self) -> None:

@@ -9,10 +9,17 @@ from typing import Any, Protocol
 import pytest
 
 from trellis_testing.blocking import BlockingFederation
+from trellis_testing.containers import FederationContainer
 from trellis_testing.federation import TRELLIS, Federation, Layout, ProcessFederation
 
-KINDS: dict[str, Callable[[Layout, Path], Federation]] = {"process": ProcessFederation}
+KINDS: dict[str, Callable[[Layout, Path], Federation]] = {
+    "process": ProcessFederation,
+    "container": lambda layout, _: FederationContainer(**vars(layout)),
+}
 """What roles can run in: for each kind how to make a federation (not to start it) from a layout and a folder."""
+
+
+_HOSTS = ("clientapp", "serverapp")
 
 
 class StartFederation(Protocol):
@@ -23,7 +30,7 @@ class StartFederation(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--federation` and `--guest-python`."""
+    """`--federation`, and what hosts apps: `--guest-python`, or `--clientapp-image` and `--serverapp-image`."""
     group = parser.getgroup("flower federations")
     group.addoption(
         "--federation", choices=sorted(KINDS), default="process", help="what the roles of federations run in"
@@ -35,6 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the interpreter that hosts apps: its environment has flwr and what the apps import"
         " (default: an environment with flwr, numpy and scikit-learn, made once and kept)",
     )
+    for role in _HOSTS:
+        group.addoption(
+            f"--{role}-image",
+            metavar="IMAGE",
+            help=f"with --federation container: the image of the {role} (default: ours)",
+        )
 
 
 @contextmanager
@@ -46,7 +59,9 @@ def _starting(config: pytest.Config, directories: pytest.TempPathFactory) -> Ite
 
         def start(supernodes: int | Sequence[str] = 2, **layout: Any) -> BlockingFederation:
             releases = (TRELLIS,) * supernodes if isinstance(supernodes, int) else tuple(supernodes)
-            wanted = Layout(releases, **{"guest_python": None if guest is None else guest.absolute(), **layout})
+            given = {f"{role}_image": config.getoption(f"--{role}-image") for role in _HOSTS}
+            given["guest_python"] = None if guest is None else guest.absolute()
+            wanted = Layout(releases, **{**given, **layout})
             directory = directories.mktemp("federation")
             federation = BlockingFederation(partial(KINDS[config.getoption("--federation")], wanted, directory))
             started.callback(federation.stop)

@@ -51,22 +51,35 @@ def supernode(
 
 @dataclass(frozen=True)
 class StockAddresses:
-    """Where a stock SuperLink's surfaces are (up to 1.34; later releases move them to one HTTP port)."""
+    """Where a stock SuperLink's surfaces are, as host:port; later releases move one after the other to `http`."""
 
     serverappio: str
     fleet: str
     control: str
+    http: str
+
+    def fleet_of(self, release: StockFlwr) -> str:
+        """Where SuperNodes of the same release join."""
+        return self.http if release.minor >= _FLEET_OVER_HTTP else self.fleet
+
+    def control_of(self, release: StockFlwr) -> str:
+        """Where command lines of the same release connect."""
+        return self.http if release.minor >= _CONTROL_OVER_HTTP else self.control
 
 
 def superlink(release: StockFlwr, name: str, directory: Path, at: StockAddresses) -> Role:
-    """A stock SuperLink of 1.20-1.34 that starts ServerApps itself and keeps everything in memory."""
-    if release.minor >= _RUNTIME_OVER_HTTP:
-        raise ValueError(f"{release.version} serves over HTTP; use a release before 1.35")
+    """A stock SuperLink that starts ServerApps itself and keeps everything in memory."""
     release.ensure()
     argv = [release.program("flower-superlink"), "--insecure", "--isolation", "subprocess"]
-    argv += ["--serverappio-api-address", at.serverappio, "--fleet-api-address", at.fleet]
-    control = "--control-api-address" if release.minor >= (1, 21) else "--exec-api-address"
-    argv += [control, at.control]
+    if release.minor >= _RUNTIME_OVER_HTTP:
+        host, _, port = at.http.rpartition(":")
+        argv += ["--host", host, "--port", port]
+    else:
+        argv += ["--serverappio-api-address", at.serverappio]
+    if release.minor < _FLEET_OVER_HTTP:
+        argv += ["--fleet-api-address", at.fleet]
+    if release.minor < _CONTROL_OVER_HTTP:
+        argv += ["--control-api-address" if release.minor >= (1, 21) else "--exec-api-address", at.control]
     if release.minor >= _NO_DEPENDENCY_INSTALLATION:
         argv.append("--disable-runtime-dependency-installation")
     return _role(release, name, directory, argv)

@@ -12,6 +12,11 @@ from pathlib import Path
 _PINNED_TOO_TIGHTLY = {(1, 42): "1.41.0"}
 
 
+def cache_folder() -> Path:
+    """What is made once and kept for later test sessions."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trellis"
+
+
 @dataclass(frozen=True)
 class StockFlwr:
     """One release of `flwr`, in `~/.cache/trellis/venvs/flwr-<version>` (or below XDG_CACHE_HOME)."""
@@ -27,8 +32,7 @@ class StockFlwr:
 
     @property
     def path(self) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "trellis" / "venvs" / f"flwr-{self.version}"
+        return cache_folder() / "venvs" / f"flwr-{self.version}"
 
     @property
     def python(self) -> Path:
