@@ -160,7 +160,8 @@ class SuperLink:
             raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
         argv = [program, "--insecure", "--serverappio-api-address", reachable(self.appio.bound)]
         argv += ["--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
-        for path in (*self.core.places, self.settings.ssl_keyfile, *self.settings.secret_files):
+        keys = (self.settings.ssl_keyfile, self.settings.appio_keyfile)
+        for path in (*self.core.places, *keys, *self.settings.secret_files):
             if path is not None:
                 argv += ["--app-hidden", str(path.absolute())]
         argv += ["--log-level", self.settings.log_level]

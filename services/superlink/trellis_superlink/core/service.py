@@ -81,7 +81,7 @@ class Core:
     def __init__(self, ground: Ground, config: CoreConfig, temporary: Path | None, lock: BinaryIO) -> None:
         self._ground = ground
         self._temporary = temporary
-        self.places = (ground.db.path, ground.files.root)  # what it keeps lies there
+        self.places = (*ground.db.files, ground.files.root)  # what it keeps lies there
         self._lock = lock
         cache = TreeCache()
         self._letters = Letters(ground, cache)

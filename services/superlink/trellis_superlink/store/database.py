@@ -122,6 +122,11 @@ class Database:
         database._writer.start()
         return database
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where everything of it lies (whether or not it is there now)."""
+        return (self.path, *(self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-shm", "-journal")))
+
     async def close(self) -> None:
         """Finishes the writes that were asked for, then lets go of the file."""
         if self._closed:

@@ -135,3 +135,12 @@ async def test_an_object_is_taken_for_the_run_that_it_belongs_to(tmp_path: Path)
             status, _ = await refusal(node.push_object(other, object_id, letter.objects[object_id]))
             assert status is grpc.StatusCode.NOT_FOUND  # as for a run that there is not
             assert await node.push_object(hosted.run_id, object_id, letter.objects[object_id])
+
+
+async def test_apps_of_its_own_executor_do_not_see_what_the_superlink_keeps(tmp_path: Path) -> None:
+    async with network(tmp_path, storage_dir=tmp_path / "store") as net:
+        argv = net.link._executor()
+        hidden = {argv[place + 1] for place, word in enumerate(argv) if word == "--app-hidden"}
+        kept = {str(path) for path in tmp_path.iterdir() if path.name.startswith(("superlink.db", "store"))}
+        assert kept - {str(tmp_path / "superlink.db.lock")} <= hidden
+        assert str(tmp_path / "superlink.db-wal") in hidden
