@@ -46,6 +46,7 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(600)  # three federations, one after the other
 def test_what_the_page_shows(project: pytest.Pytester, guest: Path) -> None:
     (example, sharing) = blocks("python")
     name = example.splitlines()[0].removeprefix("# ")
