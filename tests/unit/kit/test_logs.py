@@ -85,7 +85,7 @@ def test_what_is_quoted_neither_steers_a_terminal_nor_begins_a_line() -> None:
     text = "\x1b]0;mine\x07 \x9b31m \u202e\n00:00:00 ERROR forged"
     for format in ("text", "json"):
         stream = io.StringIO()
-        logs.setup("supernode", stream=stream, format=format)  # type: ignore[arg-type]
+        logs.setup("supernode", stream=stream, format=format)
         try:
             raise ValueError("\x1b[31m")
         except ValueError:
