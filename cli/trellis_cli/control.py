@@ -1,4 +1,4 @@
-"""Control over gRPC (Flower 1.21-1.36 and Trellis): calls, and what their failures mean to people."""
+"""Control over gRPC (Flower 1.21-1.36) or HTTP (1.33 on), Trellis offers both: calls, and what failures mean."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-from trellis_kit.probe import Target, why
-from trellis_kit.tls import ClientTls
+from trellis_kit.probe import Target, speaks_http, why
+from trellis_kit.tls import ClientTls, proxy_for
 from trellis_wire.pb.edge import control_pb2 as pb
 from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
 from trellis_wire.pb.edge.run_pb2 import Run
@@ -143,9 +143,16 @@ class LogStream:
 
 
 def _open(connection: Connection) -> grpc.Channel:
+    tls = None if connection.insecure else ClientTls(connection.root_certificates)
+    on_this_machine = connection.address.startswith(_LOOPBACK)  # no proxy leads to it
+    target = Target(connection.address, tls, None if on_this_machine else proxy_for(connection.address))
+    if speaks_http(target):
+        from trellis_kit.http_channel import HttpChannel  # takes its time, and most SuperLinks offer gRPC
+
+        return HttpChannel(target)
     options = list(_OPTIONS)
-    if connection.address.startswith(_LOOPBACK):
-        options.append(("grpc.enable_http_proxy", 0))  # no proxy leads to this machine
+    if on_this_machine:
+        options.append(("grpc.enable_http_proxy", 0))
     if connection.insecure:
         return grpc.insecure_channel(connection.address, options)
     roots = None

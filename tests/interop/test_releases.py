@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from example_logs import accuracies
 from matrix import Matrix, minor, releases
+from trellis_kit.federation import Role, find_program, free_ports
 from trellis_testing import TRELLIS, Layout, ProcessFederation, StockCli, StockFlwr
-from trellis_testing.stock import Finished, started_run
+from trellis_testing.environment import clean_environment
+from trellis_testing.stock import Finished, StockAddresses, started_run, superlink
 from trellis_wire.identity import generate_key
 
 ROUNDS = 3
@@ -23,6 +27,7 @@ SETTINGS = f"num-server-rounds={ROUNDS} min-sites=2"
 PULL = (1, 24)
 SUPERNODES = (1, 23)
 FEDERATIONS = (1, 24)
+OUR_CLIENTS = (1, 24)
 
 
 def good(done: Finished) -> str:
@@ -89,6 +94,78 @@ async def administers(cli: StockCli, app: Path, folder: Path) -> None:
     good(await cli.about(app, "supernode", "unregister", node_id))
     left = re.sub(r"[^0-9]", "", good(await cli.about(app, "supernode", "list")))
     assert node_id not in left
+
+
+@pytest.mark.parametrize("release", [one for one in releases() if minor(one) >= OUR_CLIENTS])
+async def test_our_supernodes_and_command_line_on_its_superlink(
+    release: str, matrix: Matrix, digits: Path, tmp_path: Path
+) -> None:
+    flwr = StockFlwr(release)
+    with matrix.cell(release, "SuperLink"):
+        async with OnStock(flwr, tmp_path) as there, asyncio.timeout(240):
+            output = good(await there.trellis("run", str(digits), "--stream", "--run-config", SETTINGS))
+            assert accuracies(output)[-1] >= GOOD
+            run_id = started_run(output)
+            listed = json.loads(good(await there.trellis("ls", "--format", "json")))
+            assert [(str(run["run-id"]), run["status"]) for run in listed["runs"]] == [
+                (str(run_id), "finished:completed")
+            ]
+            assert len(accuracies(good(await there.trellis("log", str(run_id))))) == ROUNDS + 1
+            assert "online" in good(await there.trellis("supernode", "list"))
+
+
+class OnStock:
+    """A stock SuperLink with two SuperNodes of ours, and our command line."""
+
+    def __init__(self, release: StockFlwr, directory: Path) -> None:
+        ports = free_ports(8)
+        at = StockAddresses(*(f"127.0.0.1:{port}" for port in ports[:4]))
+        self._directory = directory
+        self._control = at.control_of(release)
+        self._env = clean_environment(directory / "home", Path(sys.executable).parent)
+        self._roles = [superlink(release, "superlink", directory, at)]
+        for index, port in enumerate(ports[4:6]):
+            node = ["--superlink", at.fleet_of(release), "--clientappio-api-address", f"127.0.0.1:{port}"]
+            node += ["--node-config", f"partition-id={index} num-partitions=2"]
+            node += ["--state-dir", str(directory / f"state-{index}"), "--isolation", "subprocess"]
+            node += ["--guest-python", str(release.python)]
+            self._roles.append(self._role(f"supernode-{index}", "trellis-supernode", "--insecure", *node))
+
+    def _role(self, name: str, program: str, *flags: str) -> Role:
+        argv = (find_program(program), *flags)
+        log = self._directory / f"{name}.log"
+        return Role(name, argv, env=self._env, cwd=self._directory / name, log_path=log)
+
+    async def __aenter__(self) -> OnStock:
+        for role in self._roles:
+            role.start()
+        async with asyncio.timeout(90):
+            while (await self.trellis("ls")).code != 0:
+                await asyncio.sleep(0.5)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for role in self._roles:
+            print(f"----- {role.name} -----\n{role.log()[-8000:]}")
+        for role in reversed(self._roles):
+            await role.stop(10)
+
+    async def trellis(self, *arguments: str) -> Finished:
+        """Our command line, about that SuperLink."""
+        process = await asyncio.create_subprocess_exec(
+            find_program("trellis"),
+            *arguments,
+            "--superlink",
+            self._control,
+            "--insecure",
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+        code = process.returncode or 0
+        return Finished(code, output.decode() if code == 0 else (output + errors).decode())
 
 
 async def test_many_releases_in_one_run(digits: Path, tmp_path: Path) -> None:

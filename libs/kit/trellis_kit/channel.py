@@ -49,11 +49,7 @@ def open_channel(
 
     With `use_proxy` the connection goes through HTTPS_PROXY unless NO_PROXY excludes the host.
     """
-    proxy = proxy_for(address) if use_proxy else None
-    proxying: tuple[tuple[str, object], ...] = (("grpc.enable_http_proxy", 0),)
-    if proxy is not None:
-        proxying = (("grpc.enable_http_proxy", 1), ("grpc.http_proxy", proxy))
-    return Channel(Target(address, tls, proxy), (*_OPTIONS, *proxying, *options))
+    return Channel(Target(address, tls, proxy_for(address) if use_proxy else None), options)
 
 
 class Channel(grpc.aio.Channel):
@@ -61,7 +57,10 @@ class Channel(grpc.aio.Channel):
 
     def __init__(self, target: Target, options: Sequence[tuple[str, object]]) -> None:
         self._target = target
-        self._options = list(options)
+        proxying: tuple[tuple[str, object], ...] = (("grpc.enable_http_proxy", 0),)
+        if target.proxy is not None:
+            proxying = (("grpc.enable_http_proxy", 1), ("grpc.http_proxy", target.proxy))
+        self._options = [*_OPTIONS, *proxying, *options]
         self._stamp = () if target.tls is None else stamp(target.tls.files)
         self._channel = self._made()
         self._looked = time.monotonic()

@@ -148,6 +148,26 @@ def _unwelcome(target: Target, tls: ClientTls) -> str:
     )
 
 
+def speaks_http(target: Target) -> bool | None:
+    """Whether an HTTP/1.1 server answers there: Flower's SuperLinks from 1.40 on (for command lines from 1.37 on), and
+    ours on its port for them. False for a gRPC server, None where nobody is to be reached. Blocks for some seconds."""
+    try:
+        if target.tls is None:
+            connection: socket.socket = _reached(target)
+        else:
+            connection = _connected(target, client_context(target.tls), "http/1.1")
+    except ssl.SSLError:
+        return False  # a gRPC server that insists on HTTP/2
+    except (_Away, OSError):
+        return None
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(TIMEOUT)
+        request = f"GET /health HTTP/1.1\r\nHost: {target.address}\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode())
+        return connection.recv(5, socket.MSG_WAITALL if target.tls is None else 0) == b"HTTP/"
+    return False
+
+
 # ---- connections -----------------------------------------------------------------------------------------------
 
 
@@ -156,8 +176,8 @@ def _handshake(target: Target, context: ssl.SSLContext) -> None:
         pass
 
 
-def _connected(target: Target, context: ssl.SSLContext) -> ssl.SSLSocket:
-    context.set_alpn_protocols(["h2"])
+def _connected(target: Target, context: ssl.SSLContext, protocol: str = "h2") -> ssl.SSLSocket:
+    context.set_alpn_protocols([protocol])
     try:
         plain = _reached(target)
     except OSError as error:

@@ -12,6 +12,7 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from trellis_kit import logs
 from trellis_kit.channel import Channel
+from trellis_kit.http_channel import EdgeChannel
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.retry import Backoff
 from trellis_wire.bulk import Part, decode_part, encode_part
@@ -166,7 +167,8 @@ class FleetClient:
         answer = await call
         if method == "PullMessages":
             announced = str(dict(await call.initial_metadata()).get(CAPABILITIES[0], "")).split(",")
-            self.inline, self.streams = CAPABILITIES[1] in announced, OBJECTS in announced
+            over_http = isinstance(self._channel, EdgeChannel) and self._channel.over_http
+            self.inline, self.streams = CAPABILITIES[1] in announced, OBJECTS in announced and not over_http
         return answer
 
     # ---- life ----------------------------------------------------------------------------------------------

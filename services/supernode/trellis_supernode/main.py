@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trellis_kit import handshakes, logs, memory, traced  # noqa: F401  (traced: loads gRPC)
-from trellis_kit.channel import open_channel
 from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
+from trellis_kit.http_channel import EdgeChannel
 from trellis_kit.isolation import Isolation, ProcessIsolation, SubprocessIsolation
 from trellis_kit.lifecycle import Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
+from trellis_kit.probe import Target
 from trellis_kit.processes import make_non_dumpable
 from trellis_kit.settings import load, reachable, split_address
-from trellis_kit.tls import ClientTls, ServerTls, interior_tls
+from trellis_kit.tls import ClientTls, ServerTls, interior_tls, proxy_for
 from trellis_wire.config import parse_config_args
 
 from trellis_supernode.appio import ClientAppIO, StockExecutors
@@ -151,7 +152,8 @@ async def serve(settings: SupernodeSettings, stop: Stop) -> None:
     async with contextlib.AsyncExitStack() as cleanup:
         ledger, kept, secret = await _open_ledger(settings.state_dir)
         cleanup.push_async_callback(ledger.close)
-        channel = open_channel(settings.superlink, fleet_tls, options=CHANNEL_OPTIONS)
+        target = Target(settings.superlink, fleet_tls, proxy_for(settings.superlink))
+        channel = EdgeChannel(target, CHANNEL_OPTIONS)
         cleanup.push_async_callback(channel.close, None)
         fleet = FleetClient(channel, key, max_retries=settings.max_retries, max_wait=settings.max_wait_time)
         server = GrpcServer("clientappio", settings.appio_address, appio_tls)
