@@ -62,7 +62,13 @@ async def test_the_environment_is_clean(hosting: Hosting, tmp_path: Path) -> Non
         "HOME",
         "FLWR_HOME",
     }
-    allowed |= {"FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "DATABASE_URL", "APP_SECRET_DB_PASSWORD"}
+    allowed |= {
+        "GLIBC_TUNABLES",
+        "FLWR_TELEMETRY_ENABLED",
+        "FLWR_DISABLE_UPDATE_CHECK",
+        "DATABASE_URL",
+        "APP_SECRET_DB_PASSWORD",
+    }
     allowed |= {"OMP_NUM_THREADS", "LC_ALL", "LC_CTYPE", "GRPC_VERBOSITY"}  # the last one is set by flwr itself
     assert {name for name in found["names"] if not name.startswith(("LC_", "OPENBLAS_", "MKL_", "CUDA_"))} <= allowed
     assert (found["database"], found["secret"]) == ("db://", "s3cret")
