@@ -149,7 +149,7 @@ def _unwelcome(target: Target, tls: ClientTls) -> str:
 
 
 def speaks_http(target: Target) -> bool | None:
-    """Whether an HTTP/1.1 server answers there: Flower's SuperLinks from 1.40 on (for command lines from 1.37 on), and
+    """Whether an HTTP server that is well answers there: Flower's SuperLinks from 1.40 on (for command lines from 1.37 on), and
     ours on its port for them. False for a gRPC server, None where nobody is to be reached. Blocks for some seconds."""
     try:
         if target.tls is None:
@@ -164,7 +164,10 @@ def speaks_http(target: Target) -> bool | None:
         connection.settimeout(TIMEOUT)
         request = f"GET /health HTTP/1.1\r\nHost: {target.address}\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode())
-        return connection.recv(5, socket.MSG_WAITALL if target.tls is None else 0) == b"HTTP/"
+        answer = b""
+        while len(answer) < 12 and (more := connection.recv(12 - len(answer))):
+            answer += more
+        return answer.startswith(b"HTTP/1.") and answer.endswith(b" 200")
     return False
 
 
