@@ -149,8 +149,9 @@ def _unwelcome(target: Target, tls: ClientTls) -> str:
 
 
 def speaks_http(target: Target) -> bool | None:
-    """Whether an HTTP server that is well answers there: Flower's SuperLinks from 1.40 on (for command lines from 1.37 on), and
-    ours on its port for them. False for a gRPC server, None where nobody is to be reached. Blocks for some seconds."""
+    """Whether an HTTP server that is well answers there: Flower's SuperLinks from 1.40 on (for command lines from 1.37
+    on), and ours on its port for them. False for a gRPC server, None where nobody is to be reached. Blocks for some
+    seconds."""
     try:
         if target.tls is None:
             connection: socket.socket = _reached(target)
