@@ -24,8 +24,8 @@ INLINE_PARCEL: Final = 1024 * 1024
 
 
 class Transfer:
-    """The object calls of either AppIO stub (made `without_copies`), with the token of one piece of work and one request
-    id for all its calls."""
+    """The object calls of either AppIO stub (made `without_copies`), with the token of one piece of work and one id for
+    all its requests."""
 
     def __init__(self, stub: Any, token: str) -> None:
         self.stub = stub
