@@ -156,9 +156,11 @@ def speaks_http(target: Target) -> bool | None:
         if target.tls is None:
             connection: socket.socket = _reached(target)
         else:
-            connection = _connected(target, client_context(target.tls), "http/1.1")
-    except ssl.SSLError:
-        return False  # a gRPC server that insists on HTTP/2
+            # A gRPC server takes the first; it would complain of a client that does not offer it.
+            connection = secured = _connected(target, client_context(target.tls), "h2", "http/1.1")
+            if secured.selected_alpn_protocol() == "h2":
+                secured.close()
+                return False
     except (_Away, OSError):
         return None
     with connection, contextlib.suppress(OSError):
@@ -180,8 +182,8 @@ def _handshake(target: Target, context: ssl.SSLContext) -> None:
         pass
 
 
-def _connected(target: Target, context: ssl.SSLContext, protocol: str = "h2") -> ssl.SSLSocket:
-    context.set_alpn_protocols([protocol])
+def _connected(target: Target, context: ssl.SSLContext, *protocols: str) -> ssl.SSLSocket:
+    context.set_alpn_protocols(protocols or ["h2"])
     try:
         plain = _reached(target)
     except OSError as error:

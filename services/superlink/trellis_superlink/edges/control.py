@@ -208,7 +208,7 @@ class Control:
         runs = [] if request.is_agent else await self._core.runs.list(NO_ACCOUNT)
         if request.updated_before:
             before = _time(request.updated_before)
-            runs = [run for run in runs if convert.updated_at(run) < before]
+            runs = [run for run in runs if _time(convert.iso(convert.updated_at(run))) < before]
         limit = request.limit if request.HasField("limit") else None
         name = _speech(call).federation
         await call.send(
