@@ -9,6 +9,7 @@ as the federation shall: the kernel watches that thread.
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,6 +28,7 @@ from trellis_kit.processes import spawn
 
 Isolation = Literal["process", "subprocess"]
 
+_SERVER_PORTS = (10_000, 32_000)  # Linux gives 32768 and up to outgoing connections
 _LOOK_SECONDS = 0.02  # between two looks at a process that was asked to end
 
 
@@ -47,11 +49,20 @@ def find_program(name: str) -> str:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """So many different TCP ports that nobody listens on right now."""
-    sockets = [socket.socket() for _ in range(count)]
+    """So many different TCP ports that nobody listens on right now.
+
+    They lie below those that the system gives to outgoing connections, one of which could take a port before the server
+    does that it is meant for.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for one in sockets:
-            one.bind((host, 0))
+        while len(sockets) < count:
+            one = socket.socket()
+            sockets.append(one)
+            try:
+                one.bind((host, random.randrange(*_SERVER_PORTS)))
+            except OSError:
+                sockets.pop().close()
         return [int(one.getsockname()[1]) for one in sockets]
     finally:
         for one in sockets:

@@ -66,7 +66,7 @@ class SuperLink:
         flow = Flow()
         links = Links(link_key, self._public_url)
         fleet = Fleet(core, self.drain, self.metrics, flow)
-        control = Control(core, self.drain, self.metrics, links)
+        control = Control(core, self.drain, self.metrics, links, settings.assumed_cli)
         appio = ServerAppIO(core, self.drain, self.metrics, flow, self._providers())
         self.appio = self._server(
             "serverappio", settings.appio_address, appio_tls, (appio.service(), *stock_appio.services())

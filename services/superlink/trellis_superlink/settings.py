@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 from trellis_kit.settings import Address, Seconds, Settings, StockFlag, split_address
 
+from trellis_superlink.edges.versions import Version, parse
+
 TEMPORARY_DATABASES = frozenset({":memory:", ":flwr-in-memory:", ":flwr-in-memory-state:", ""})
 
 
@@ -55,6 +57,10 @@ class SuperLinkSettings(Settings):
         None,
         description="Where the HTTP edge is reached from outside, for links to what runs left behind: https://host:port",
     )
+    assume_cli_version: str | None = Field(
+        None,
+        description="What release `flwr` has where it does not say (before 1.30), for example 1.23",
+    )
     artifact_limit: int = Field(4 * 1024**3, ge=0, description="Bytes of files that a run may leave behind")
     retention: Seconds | None = Field(None, description="Finished runs older than this are pruned, for example 30d")
 
@@ -78,10 +84,22 @@ class SuperLinkSettings(Settings):
         "auto", description="JSON lines, text, or by whether it is a terminal"
     )
 
+    @field_validator("assume_cli_version")
+    @classmethod
+    def _release(cls, value: str | None) -> str | None:
+        if value is not None and parse(value) is None:
+            raise ValueError("give a release of Flower such as 1.24")
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @property
+    def assumed_cli(self) -> Version | None:
+        """The release of command lines that do not say theirs; None: whichever."""
+        return None if self.assume_cli_version is None else parse(self.assume_cli_version)
 
     @property
     def database_path(self) -> Path | None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from google.protobuf.message import Message
 from grpc import StatusCode
 from trellis_wire import config
 from trellis_wire.identity import parse_public_key, public_pem
@@ -23,12 +24,10 @@ from trellis_superlink.edges.links import Links
 from trellis_superlink.edges.rpc import Call, Drain, Handler, Service
 from trellis_superlink.edges.versions import (
     DEFAULT_NAMES,
-    UNNAMED_NEWER,
     Dialect,
+    Version,
     dialect,
-    encode_run_event,
-    federation_of_1_24,
-    run_event_of_1_28,
+    encode,
 )
 from trellis_superlink.metrics import Metrics
 
@@ -84,8 +83,12 @@ _UNSERVED: Mapping[str, str] = {
 class Control:
     """The rpcs of Control. Without login there is one account, as on stock."""
 
-    def __init__(self, core: Core, drain: Drain, metrics: Metrics, links: Links) -> None:
+    def __init__(
+        self, core: Core, drain: Drain, metrics: Metrics, links: Links, assumed: Version | None = None
+    ) -> None:
+        """`assumed`: the release that a caller has who does not say it."""
         self._core = core
+        self._assumed = assumed
         self._links = links
         self._drain = drain
         self._metrics = metrics
@@ -114,9 +117,24 @@ class Control:
             "ListRunSeriesEvents": self.list_run_series_events,
         }
         return (
-            Service(CONTROL, "control", control, unserved=_unserved, details=_details, known=frozenset(_UNSERVED)),
-            Service(EXEC, "control", shared, unserved=_unserved, details=_details),
+            Service(CONTROL, "control", control, unserved=_unserved, details=self._details, known=frozenset(_UNSERVED)),
+            Service(EXEC, "control", shared, unserved=_unserved, details=self._details),
         )
+
+    # ---- what the caller's release wants ---------------------------------------------------------------------------
+
+    def _version(self, call: Call) -> Version | None:
+        return call.version or self._assumed
+
+    def _speech(self, call: Call) -> Dialect:
+        return dialect(self._version(call))
+
+    def _details(self, call: Call, error: EdgeError) -> str:
+        return error.as_json() if error.code is not None and self._speech(call).json_errors else error.text
+
+    async def _send(self, call: Call, answer: Message) -> None:
+        """In the layout of the caller's release."""
+        await call.send(encode(answer, self._version(call)))
 
     # ---- runs ------------------------------------------------------------------------------------------------------
 
@@ -137,7 +155,9 @@ class Control:
             federation=DEFAULT_FEDERATION,
         )
         await call.send(
-            control_pb2.StartRunResponse(run_id=run.run_id, series_id=run.run_id, federation=_speech(call).federation)
+            control_pb2.StartRunResponse(
+                run_id=run.run_id, series_id=run.run_id, federation=self._speech(call).federation
+            )
         )
 
     async def stop_run(self, call: Call) -> None:
@@ -155,7 +175,7 @@ class Control:
             runs = await self._core.runs.list(NO_ACCOUNT, limit=limit, skip=request.skip)
         answer = control_pb2.ListRunsResponse(now=_now())
         for run in runs:
-            answer.run_dict[run.run_id].CopyFrom(convert.run_to_edge(run, _speech(call).federation))
+            answer.run_dict[run.run_id].CopyFrom(convert.run_to_edge(run, self._speech(call).federation))
         await call.send(answer)
 
     async def stream_logs(self, call: Call) -> None:
@@ -192,13 +212,13 @@ class Control:
         """Each change of the run's status as an event, until it has finished."""
         request = await call.request(control_pb2.StreamRunEventsRequest)
         call.note(run_id=request.run_id)
-        encode = encode_run_event if _speech(call).task_events else run_event_of_1_28
         changes = self._core.runs.follow(NO_ACCOUNT, request.run_id, request.after_task_event_id)
         await _run_known(self._core.runs.get(NO_ACCOUNT, request.run_id))
         with self._metrics.held("control"):
             async for batch in self._drain.until(changes):
                 for change in batch:
-                    await call.send(encode(convert.event_to_edge(request.run_id, change)))
+                    event = convert.event_to_edge(request.run_id, change)
+                    await self._send(call, control_pb2.StreamRunEventsResponse(task_event=event))
 
     # ---- series: each run is one of its own ------------------------------------------------------------------------
 
@@ -210,7 +230,7 @@ class Control:
             before = _time(request.updated_before)
             runs = [run for run in runs if _time(convert.iso(convert.updated_at(run))) < before]
         limit = request.limit if request.HasField("limit") else None
-        name = _speech(call).federation
+        name = self._speech(call).federation
         await call.send(
             control_pb2.ListRunSeriesResponse(entries=[convert.series_to_edge(run, name) for run in runs[:limit]])
         )
@@ -218,7 +238,7 @@ class Control:
     async def get_run_series(self, call: Call) -> None:
         request = await call.request(control_pb2.GetRunSeriesRequest)
         run = await self._of_series(request.series_id)
-        name = _speech(call).federation
+        name = self._speech(call).federation
         await call.send(
             control_pb2.GetRunSeriesResponse(
                 series=convert.series_to_edge(run, name), runs=[convert.run_to_edge(run, name)]
@@ -261,45 +281,33 @@ class Control:
     async def list_nodes(self, call: Call) -> None:
         await call.request(control_pb2.ListNodesRequest)
         nodes = await self._core.nodes.list(NO_ACCOUNT)
-        await call.send(
-            control_pb2.ListNodesResponse(nodes_info=[convert.node_to_edge(node) for node in nodes], now=_now())
-        )
+        answer = control_pb2.ListNodesResponse(nodes_info=[convert.node_to_edge(node) for node in nodes], now=_now())
+        await self._send(call, answer)
 
     # ---- the one federation ----------------------------------------------------------------------------------------
 
     async def list_federations(self, call: Call) -> None:
         await call.request(control_pb2.ListFederationsRequest)
-        federation = federation_pb2.Federation(name=_speech(call).federation)
-        await call.send(control_pb2.ListFederationsResponse(federations=[federation]))
+        federation = federation_pb2.Federation(name=self._speech(call).federation)
+        await self._send(call, control_pb2.ListFederationsResponse(federations=[federation]))
 
     async def show_federation(self, call: Call) -> None:
         request = await call.request(control_pb2.ShowFederationRequest)
         _require_federation(request.federation_name)
-        speech = _speech(call)
-        if call.version is None and request.federation_name != DEFAULT_FEDERATION:
-            speech = dialect(UNNAMED_NEWER)
+        speech = self._speech(call)
         member = federation_pb2.Member(
             account=federation_pb2.Account(id=NO_ACCOUNT.id, name=NO_ACCOUNT.name), role="owner"
         )
         nodes = [convert.node_to_edge(node) for node in await self._core.nodes.list(NO_ACCOUNT)]
         runs = [convert.run_to_edge(run, speech.federation) for run in await self._core.runs.list(NO_ACCOUNT)]
         federation = federation_pb2.Federation(name=speech.federation, members=[member], nodes=nodes, runs=runs)
-        answer = control_pb2.ShowFederationResponse(federation=federation, now=_now())
-        await call.send(answer if speech.federation_of_1_27 else federation_of_1_24(answer))
+        await self._send(call, control_pb2.ShowFederationResponse(federation=federation, now=_now()))
 
     # ---- login -----------------------------------------------------------------------------------------------------
 
     async def no_login(self, call: Call) -> None:
         await call.body()
         raise _NO_LOGIN
-
-
-def _speech(call: Call) -> Dialect:
-    return dialect(call.version)
-
-
-def _details(call: Call, error: EdgeError) -> str:
-    return error.as_json() if error.code is not None and _speech(call).json_errors else error.text
 
 
 def _unserved(method: str) -> EdgeError:

@@ -23,6 +23,7 @@ from trellis_wire.identity import NodeCredential, verify_grpc
 
 from trellis_superlink.core.errors import TryAgainLater
 from trellis_superlink.edges.errors import ANSWERS, Answer, EdgeError, translate
+from trellis_superlink.edges.versions import Version, parse
 from trellis_superlink.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -136,11 +137,9 @@ class Call:
         return value if isinstance(value, str) else ""
 
     @property
-    def version(self) -> tuple[int, int] | None:
+    def version(self) -> Version | None:
         """Major and minor of the caller's flwr; None where it does not say (before 1.30)."""
-        major, _, rest = self.header(PACKAGE_VERSION).partition(".")
-        minor = rest.partition(".")[0]
-        return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+        return parse(self.header(PACKAGE_VERSION))
 
     @property
     def client(self) -> str:

@@ -18,7 +18,7 @@ from edge_world import Network, make_fab, refusal
 from grpc import StatusCode
 from trellis_wire.identity import generate_key, public_pem
 from trellis_wire.pb.appio import appio_pb2
-from trellis_wire.pb.edge import control_pb2, node_pb2, records_pb2, run_pb2
+from trellis_wire.pb.edge import control_pb2, records_pb2, run_pb2
 
 V1_36 = [("flwr-package-name", "flwr"), ("flwr-package-version", "1.36.0"), ("flwr-component-name", "flwr CLI")]
 
@@ -195,40 +195,6 @@ async def test_the_one_federation_has_the_name_that_the_release_knows(net: Netwo
         control_pb2.ShowFederationRequest(federation_name="@none/default"), metadata=V1_36
     )
     assert [(one.account.name, one.role) for one in shown.federation.members] == [("none", "owner")]
-
-
-async def test_release_1_24_gets_its_own_layout_of_federation(net: Network) -> None:
-    node = await net.node()
-    run_id = await net.submit()
-    show = net.channels["control"].unary_unary("/flwr.proto.Control/ShowFederation")
-    request = control_pb2.ShowFederationRequest(federation_name="default")
-    (_, federation), (_, now) = fields(await show(request.SerializeToString()))
-    assert datetime.fromisoformat(now.decode())
-    (_, name), (_, account), (three, info), (four, run) = fields(federation)
-    assert (name, account, three, four) == (b"default", b"<id:none>", 3, 4)
-    assert node_pb2.NodeInfo.FromString(info).node_id == node.node_id
-    assert run_pb2.Run.FromString(run).run_id == run_id
-
-
-def fields(data: bytes) -> list[tuple[int, bytes]]:
-    """The fields of a message that has nothing but length-delimited ones, by number."""
-    found = []
-    at = 0
-    while at < len(data):
-        number, kind = data[at] >> 3, data[at] & 7
-        assert kind == 2
-        at += 1
-        length = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        found.append((number, data[at : at + length]))
-        at += length
-    return found
 
 
 async def test_what_needs_login_or_federations_says_so(net: Network) -> None:

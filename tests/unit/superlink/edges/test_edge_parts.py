@@ -72,7 +72,7 @@ def test_only_the_end_of_a_run_is_permission_denied_to_a_node() -> None:
 
 @pytest.mark.parametrize(
     ("version", "since"),
-    [(None, (1, 21)), ((1, 26), (1, 21)), ((1, 30), (1, 27)), ((1, 36), (1, 33)), ((2, 0), (1, 33))],
+    [(None, (1, 21)), ((1, 25), (1, 21)), ((1, 30), (1, 26)), ((1, 36), (1, 33)), ((2, 0), (1, 33))],
 )
 def test_dialects(version: tuple[int, int] | None, since: tuple[int, int]) -> None:
     assert dialect(version).since == since
