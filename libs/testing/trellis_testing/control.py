@@ -14,6 +14,9 @@ from trellis_wire.pb.edge import control_pb2, control_pb2_grpc, run_pb2
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 _LOOK = 0.1
 
+# Whose layout of NodeInfo is read here, whatever the SuperLink assumes of callers who do not say.
+_RELEASE = (("flwr-package-version", "1.36.0"),)
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -65,7 +68,9 @@ class Control:
 
     async def nodes(self) -> dict[int, str]:
         """Node ids and what they are: online, offline, ..."""
-        reply = await self._stub.ListNodes(control_pb2.ListNodesRequest(), wait_for_ready=True, timeout=30)
+        reply = await self._stub.ListNodes(
+            control_pb2.ListNodesRequest(), metadata=_RELEASE, wait_for_ready=True, timeout=30
+        )
         return {node.node_id: node.status for node in reply.nodes_info}
 
     async def stop_run(self, run_id: int) -> bool:
