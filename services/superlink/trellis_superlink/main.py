@@ -34,6 +34,7 @@ from trellis_superlink.edges.links import KEY, Links
 from trellis_superlink.edges.parts import NodeObjects
 from trellis_superlink.edges.rpc import Drain, Router, Service
 from trellis_superlink.edges.serverappio import ServerAppIO
+from trellis_superlink.login import Identity
 from trellis_superlink.metrics import Metrics
 from trellis_superlink.settings import STOCK_FLAGS, SuperLinkSettings
 
@@ -49,6 +50,7 @@ class SuperLink:
 
     def __init__(self, settings: SuperLinkSettings, core: Core, link_key: bytes) -> None:
         self.settings = settings
+        self._identity = Identity.of(settings)
         self.core = core
         self.drain = Drain()
         self.metrics = Metrics()
@@ -66,7 +68,7 @@ class SuperLink:
         flow = Flow()
         links = Links(link_key, self._public_url)
         fleet = Fleet(core, self.drain, self.metrics, flow)
-        control = Control(core, self.drain, self.metrics, links, settings.assumed_cli)
+        control = Control(core, self.drain, self.metrics, links, settings.assumed_cli, self._identity.login)
         appio = ServerAppIO(core, self.drain, self.metrics, flow, self._providers())
         self.appio = self._server(
             "serverappio", settings.appio_address, appio_tls, (appio.service(), *stock_appio.services())
@@ -78,9 +80,8 @@ class SuperLink:
         self.control = self._server("control", settings.control_api_address, tls, control.services())
         over_http = (fleet_over_http(fleet.service()), control_over_http(control.services()[0]))
         address = f"{settings.host}:{settings.port}"
-        self.http = HttpServer(
-            "http", address, application(over_http, self.metrics, core, links), tls=tls, flag="--port"
-        )
+        app = application(over_http, self.metrics, core, links, self._identity.guard)
+        self.http = HttpServer("http", address, app, tls=tls, flag="--port")
         self._servers: list[GrpcServer | HttpServer] = [self.appio, self.fleet, self.control, self.http]
         if settings.health_server_address is not None:
             self._servers.append(GrpcServer("health", settings.health_server_address, None))
@@ -96,7 +97,7 @@ class SuperLink:
 
     def _server(self, name: str, address: str, tls: ServerTls | None, services: tuple[Service, ...]) -> GrpcServer:
         server = GrpcServer(name, address, tls, options=SERVER_OPTIONS)
-        server.server.add_generic_rpc_handlers((Router(services, self.metrics),))
+        server.server.add_generic_rpc_handlers((Router(services, self.metrics, self._identity.guard),))
         return server
 
     def _appio_tls(self, others: ServerTls | None) -> ServerTls | None:
@@ -160,7 +161,7 @@ class SuperLink:
             raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
         argv = [program, "--insecure", "--serverappio-api-address", reachable(self.appio.bound)]
         argv += ["--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
-        keys = (self.settings.ssl_keyfile, self.settings.appio_keyfile)
+        keys = (self.settings.ssl_keyfile, self.settings.appio_keyfile, self.settings.account_auth_config)
         for path in (*self.core.places, *keys, *self.settings.secret_files):
             if path is not None:
                 argv += ["--app-hidden", str(path.absolute())]
@@ -191,6 +192,7 @@ class SuperLink:
         rest = max(0.5, end - loop.time())
         await asyncio.gather(*(server.stop(rest) for server in self._servers))
         await self.ops.stop()
+        await self._identity.close()
         if self._secrets is not None:
             self._secrets.cleanup()
 
@@ -245,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     handshakes.listen_in()
     logs.setup("superlink", level=settings.log_level, format=settings.log_format)
     memory.tune(reuse=_REUSE, keep=_KEEP)
-    if settings.join_token or settings.ssl_keyfile or settings.appio_keyfile:
+    if settings.secret_files or settings.ssl_keyfile or settings.appio_keyfile or settings.account_auth_config:
         make_non_dumpable()
 
     async def run(stop: Stop) -> None:

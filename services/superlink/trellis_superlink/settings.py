@@ -71,6 +71,40 @@ class SuperLinkSettings(Settings):
         None, description="File with the secret that executors must show", json_schema_extra={"secret": True}
     )
 
+    oidc_issuer: str | None = Field(
+        None,
+        description="OpenID Connect provider that accounts log in at, as browsers and its tokens name it: "
+        "https://login.example.org/realms/trellis",
+    )
+    oidc_internal_url: str | None = Field(
+        None, description="Where the SuperLink reaches the provider, if elsewhere than at --oidc-issuer"
+    )
+    oidc_client_id: str | None = Field(None, description="The SuperLink's client at the provider (default: trellis)")
+    oidc_client_secret: str | None = Field(
+        None, description="File with the client's secret, if it has one", json_schema_extra={"secret": True}
+    )
+    oidc_audience: tuple[str, ...] = Field(
+        (), description="Further clients or audiences whose tokens are accepted, such as service accounts'"
+    )
+    oidc_scope: str = Field(
+        "openid", description="What a login asks for; add offline_access where logins shall outlive the session"
+    )
+    oidc_roles_claim: str | None = Field(
+        None,
+        description="Dotted path to the roles in a token, such as groups (default: where Keycloak has realm and client "
+        "roles)",
+    )
+    oidc_ca_certfile: Path | None = Field(None, description="CA of the provider's certificate (default: the system's)")
+    account_auth_config: Path | None = Field(
+        None,
+        description="Stock's YAML file for account login, in place of --oidc-issuer and --oidc-client-...",
+        json_schema_extra={"flags": ["--user-auth-config"]},
+    )
+    roles_file: Path | None = Field(None, description="TOML file that says which role gives which permissions")
+    audit_log: str | None = Field(
+        None, description="File for the audit log, as JSON lines; - is standard output (default: there is none)"
+    )
+
     isolation: Literal["process", "subprocess"] = Field(
         "process", description="Whether executors are started by others or by the SuperLink itself"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from trellis_superlink.core.errors import Forbidden
+from trellis_superlink.core.permissions import OF_ACCOUNTS, Permission
 
 SUPERLINK_NODE_ID = 1
 """Node id of the SuperLink itself, and of every ServerApp (Flower 1.20-1.42)."""
@@ -26,7 +27,8 @@ class Principal:
     """An authenticated caller.
 
     `id` is the account id, the node id in decimal, or the executor id. `run_id` is set for an executor that speaks
-    with the token of a claimed run: it may touch that run only. `claim` then names the claim.
+    with the token of a claimed run: it may touch that run only. `claim` then names the claim. `may` is what an
+    account's roles give it: the edges look whether it may ask at all, the core how far that reaches.
     """
 
     kind: Kind
@@ -34,10 +36,11 @@ class Principal:
     name: str = ""
     run_id: int | None = None
     claim: str = ""
+    may: frozenset[Permission] = frozenset()
 
     @classmethod
-    def account(cls, account_id: str, name: str = "") -> Principal:
-        return cls(Kind.ACCOUNT, account_id, name)
+    def account(cls, account_id: str, name: str = "", may: frozenset[Permission] = frozenset()) -> Principal:
+        return cls(Kind.ACCOUNT, account_id, name, may=may)
 
     @classmethod
     def node(cls, node_id: int, name: str = "") -> Principal:
@@ -63,5 +66,5 @@ class Principal:
 
 
 SYSTEM = Principal(Kind.SYSTEM, "superlink", "superlink")
-NO_ACCOUNT = Principal.account("<id:none>", "none")
-"""The one account of a SuperLink without login (ids as stock, Flower 1.26-1.42)."""
+NO_ACCOUNT = Principal.account("<id:none>", "none", OF_ACCOUNTS)
+"""The one account of a SuperLink without login, which may do everything (ids as stock, Flower 1.26-1.42)."""

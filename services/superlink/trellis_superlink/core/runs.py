@@ -23,6 +23,7 @@ from trellis_superlink.core.errors import BadConfig, BadFab, BadObject, Forbidde
 from trellis_superlink.core.letters import Letters, run_going_on
 from trellis_superlink.core.overrides import dump_config, load_config
 from trellis_superlink.core.parcels import State
+from trellis_superlink.core.permissions import Permission
 from trellis_superlink.core.principals import DEFAULT_FEDERATION, SUPERLINK_NODE_ID, Kind, Principal
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.signals import PENDING_RUNS, log_topic, status_topic
@@ -167,10 +168,15 @@ class Runs:
         return run
 
     async def stop(self, who: Principal, run_id: int) -> None:
-        """Ends the run as stopped at once; its executor is told. NotFound, RunFinished."""
+        """Ends the run as stopped at once; its executor is told. NotFound, Forbidden, RunFinished."""
 
         def end(tx: Tx) -> None:
-            if access.run_for(tx.conn, who, run_id).status == Status.FINISHED:
+            access.run_for(tx.conn, who, run_id)
+            try:
+                run = access.run_for(tx.conn, who, run_id, Permission.ALL_RUNS_STOP)
+            except NotFound as error:
+                raise Forbidden("The run is another account's.") from error  # who asks may see it
+            if run.status == Status.FINISHED:
                 raise RunFinished("Run is already finished")
             self.end(tx, run_id, Outcome.STOPPED, "Stopped by user.")
 
@@ -179,14 +185,14 @@ class Runs:
         await self._ground.db.write(end)
 
     async def list(self, who: Principal, *, limit: int | None = None, skip: int = 0) -> builtins.list[Run]:
-        """Newest first; an account's own."""
+        """Newest first; an account's own, unless it may see all."""
         query = select(runs).order_by(runs.c.pending_at.desc(), runs.c.run_id).offset(min(skip, _INT64_MAX))
         if limit is not None:
             query = query.limit(min(limit, _INT64_MAX))
-        if who.kind is Kind.ACCOUNT:
-            query = query.where(runs.c.owner_id == who.id)
-        elif who.kind is not Kind.SYSTEM:
+        if who.kind not in (Kind.ACCOUNT, Kind.SYSTEM):
             raise Forbidden("Only an account may list runs.")
+        if who.kind is Kind.ACCOUNT and Permission.ALL_RUNS_SEE not in who.may:
+            query = query.where(runs.c.owner_id == who.id)
         return await self._ground.db.read(lambda conn: [run_of(row) for row in conn.execute(query)])
 
     async def get(self, who: Principal, run_id: int) -> Run:

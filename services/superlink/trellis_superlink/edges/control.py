@@ -15,12 +15,13 @@ from trellis_wire.pb.edge import control_pb2, federation_pb2
 
 from trellis_superlink.core.errors import BadConfig, BadFab, NotFound
 from trellis_superlink.core.logs import LogEntry
-from trellis_superlink.core.principals import DEFAULT_FEDERATION, NO_ACCOUNT
+from trellis_superlink.core.principals import DEFAULT_FEDERATION
 from trellis_superlink.core.runs import Run
 from trellis_superlink.core.service import Core
 from trellis_superlink.edges import convert
 from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.links import Links
+from trellis_superlink.edges.login import Login
 from trellis_superlink.edges.rpc import Call, Drain, Handler, Service
 from trellis_superlink.edges.versions import (
     DEFAULT_NAMES,
@@ -81,13 +82,20 @@ _UNSERVED: Mapping[str, str] = {
 
 
 class Control:
-    """The rpcs of Control. Without login there is one account, as on stock."""
+    """The rpcs of Control. Who calls is the guard's to find out. `login` None: there is one account, as on stock."""
 
     def __init__(
-        self, core: Core, drain: Drain, metrics: Metrics, links: Links, assumed: Version | None = None
+        self,
+        core: Core,
+        drain: Drain,
+        metrics: Metrics,
+        links: Links,
+        assumed: Version | None = None,
+        login: Login | None = None,
     ) -> None:
         """`assumed`: the release that a caller has who does not say it."""
         self._core = core
+        self._login = login
         self._assumed = assumed
         self._links = links
         self._drain = drain
@@ -100,8 +108,8 @@ class Control:
             "StopRun": self.stop_run,
             "StreamLogs": self.stream_logs,
             "ListRuns": self.list_runs,
-            "GetLoginDetails": self.no_login,
-            "GetAuthTokens": self.no_login,
+            "GetLoginDetails": self.no_login if self._login is None else self._login.get_login_details,
+            "GetAuthTokens": self.no_login if self._login is None else self._login.get_auth_tokens,
         }
         control = {
             **shared,
@@ -116,6 +124,8 @@ class Control:
             "GetRunSeries": self.get_run_series,
             "ListRunSeriesEvents": self.list_run_series_events,
         }
+        if self._login is not None:
+            control["RefreshAuthTokens"] = self._login.refresh_auth_tokens
         return (
             Service(CONTROL, "control", control, unserved=_unserved, details=self._details, known=frozenset(_UNSERVED)),
             Service(EXEC, "control", shared, unserved=_unserved, details=self._details),
@@ -149,11 +159,12 @@ class Control:
         if len(request.override_config) > MAX_OVERRIDES:
             raise BadConfig(f"A run's configuration can override {MAX_OVERRIDES:,} keys at most.")
         run = await self._core.runs.start(
-            NO_ACCOUNT,
+            call.account,
             request.fab.content,
             override_config=config.from_edge(request.override_config),
             federation=DEFAULT_FEDERATION,
         )
+        call.note(run_id=run.run_id, fab_hash=run.fab_hash)
         await call.send(
             control_pb2.StartRunResponse(
                 run_id=run.run_id, series_id=run.run_id, federation=self._speech(call).federation
@@ -163,16 +174,16 @@ class Control:
     async def stop_run(self, call: Call) -> None:
         request = await call.request(control_pb2.StopRunRequest)
         call.note(run_id=request.run_id)
-        await _run_known(self._core.runs.stop(NO_ACCOUNT, request.run_id))
+        await _run_known(self._core.runs.stop(call.account, request.run_id))
         await call.send(control_pb2.StopRunResponse(success=True))
 
     async def list_runs(self, call: Call) -> None:
         request = await call.request(control_pb2.ListRunsRequest)
         if request.HasField("run_id"):
-            runs = [await _run_known(self._core.runs.get(NO_ACCOUNT, request.run_id))]
+            runs = [await _run_known(self._core.runs.get(call.account, request.run_id))]
         else:
             limit = request.limit if request.HasField("limit") else None
-            runs = await self._core.runs.list(NO_ACCOUNT, limit=limit, skip=request.skip)
+            runs = await self._core.runs.list(call.account, limit=limit, skip=request.skip)
         answer = control_pb2.ListRunsResponse(now=_now())
         for run in runs:
             answer.run_dict[run.run_id].CopyFrom(convert.run_to_edge(run, self._speech(call).federation))
@@ -186,7 +197,7 @@ class Control:
         gathered: list[LogEntry] = []
         length = 0
         while length < FIRST_ITEM:
-            batch = await _run_known(self._core.logs.read(NO_ACCOUNT, request.run_id, after=after))
+            batch = await _run_known(self._core.logs.read(call.account, request.run_id, after=after))
             if not batch:
                 break
             gathered += batch
@@ -196,14 +207,14 @@ class Control:
             await call.send(_log_item(gathered))
             gathered.clear()
         with self._metrics.held("control"):
-            async for batch in self._drain.until(self._core.logs.follow(NO_ACCOUNT, request.run_id, after=after)):
+            async for batch in self._drain.until(self._core.logs.follow(call.account, request.run_id, after=after)):
                 for item in _slices(batch):
                     await call.send(_log_item(item))
 
     async def pull_artifacts(self, call: Call) -> None:
         request = await call.request(control_pb2.PullArtifactsRequest)
         call.note(run_id=request.run_id)
-        found = await _run_known(self._core.artifacts.list(NO_ACCOUNT, request.run_id))
+        found = await _run_known(self._core.artifacts.list(call.account, request.run_id))
         if not found:
             raise EdgeError(StatusCode.NOT_FOUND, f"Run {request.run_id} left no files behind.")
         await call.send(control_pb2.PullArtifactsResponse(url=self._links.make(request.run_id, found[0].name)))
@@ -212,8 +223,8 @@ class Control:
         """Each change of the run's status as an event, until it has finished."""
         request = await call.request(control_pb2.StreamRunEventsRequest)
         call.note(run_id=request.run_id)
-        changes = self._core.runs.follow(NO_ACCOUNT, request.run_id, request.after_task_event_id)
-        await _run_known(self._core.runs.get(NO_ACCOUNT, request.run_id))
+        changes = self._core.runs.follow(call.account, request.run_id, request.after_task_event_id)
+        await _run_known(self._core.runs.get(call.account, request.run_id))
         with self._metrics.held("control"):
             async for batch in self._drain.until(changes):
                 for change in batch:
@@ -225,7 +236,7 @@ class Control:
     async def list_run_series(self, call: Call) -> None:
         request = await call.request(control_pb2.ListRunSeriesRequest)
         _require_federation(request.federation_id)
-        runs = [] if request.is_agent else await self._core.runs.list(NO_ACCOUNT)
+        runs = [] if request.is_agent else await self._core.runs.list(call.account)
         if request.updated_before:
             before = _time(request.updated_before)
             runs = [run for run in runs if _time(convert.iso(convert.updated_at(run))) < before]
@@ -237,7 +248,7 @@ class Control:
 
     async def get_run_series(self, call: Call) -> None:
         request = await call.request(control_pb2.GetRunSeriesRequest)
-        run = await self._of_series(request.series_id)
+        run = await self._of_series(call, request.series_id)
         name = self._speech(call).federation
         await call.send(
             control_pb2.GetRunSeriesResponse(
@@ -247,17 +258,17 @@ class Control:
 
     async def list_run_series_events(self, call: Call) -> None:
         request = await call.request(control_pb2.ListRunSeriesEventsRequest)
-        await self._of_series(request.series_id)
-        changes = await self._core.runs.history(NO_ACCOUNT, request.series_id)
+        await self._of_series(call, request.series_id)
+        changes = await self._core.runs.history(call.account, request.series_id)
         await call.send(
             control_pb2.ListRunSeriesEventsResponse(
                 events=[convert.event_to_edge(request.series_id, change) for change in changes]
             )
         )
 
-    async def _of_series(self, series_id: int) -> Run:
+    async def _of_series(self, call: Call, series_id: int) -> Run:
         try:
-            return await self._core.runs.get(NO_ACCOUNT, series_id)
+            return await self._core.runs.get(call.account, series_id)
         except NotFound as error:
             raise EdgeError(StatusCode.NOT_FOUND, "Run series ID not found", 17) from error
 
@@ -266,21 +277,21 @@ class Control:
     async def register_node(self, call: Call) -> None:
         request = await call.request(control_pb2.RegisterNodeRequest)
         key = public_pem(parse_public_key(request.public_key))
-        node_id = await self._core.nodes.enrol(NO_ACCOUNT, key, name=request.name, location=request.location)
+        node_id = await self._core.nodes.enrol(call.account, key, name=request.name, location=request.location)
         await call.send(control_pb2.RegisterNodeResponse(node_id=node_id))
 
     async def unregister_node(self, call: Call) -> None:
         request = await call.request(control_pb2.UnregisterNodeRequest)
         call.note(node_id=request.node_id)
         try:
-            await self._core.nodes.unregister(NO_ACCOUNT, request.node_id)
+            await self._core.nodes.unregister(call.account, request.node_id)
         except NotFound as error:
             raise EdgeError(StatusCode.NOT_FOUND, "Node ID not found for account", 24) from error
         await call.send(control_pb2.UnregisterNodeResponse())
 
     async def list_nodes(self, call: Call) -> None:
         await call.request(control_pb2.ListNodesRequest)
-        nodes = await self._core.nodes.list(NO_ACCOUNT)
+        nodes = await self._core.nodes.list(call.account)
         answer = control_pb2.ListNodesResponse(nodes_info=[convert.node_to_edge(node) for node in nodes], now=_now())
         await self._send(call, answer)
 
@@ -296,10 +307,10 @@ class Control:
         _require_federation(request.federation_name)
         speech = self._speech(call)
         member = federation_pb2.Member(
-            account=federation_pb2.Account(id=NO_ACCOUNT.id, name=NO_ACCOUNT.name), role="owner"
+            account=federation_pb2.Account(id=call.account.id, name=call.account.name), role="owner"
         )
-        nodes = [convert.node_to_edge(node) for node in await self._core.nodes.list(NO_ACCOUNT)]
-        runs = [convert.run_to_edge(run, speech.federation) for run in await self._core.runs.list(NO_ACCOUNT)]
+        nodes = [convert.node_to_edge(node) for node in await self._core.nodes.list(call.account)]
+        runs = [convert.run_to_edge(run, speech.federation) for run in await self._core.runs.list(call.account)]
         federation = federation_pb2.Federation(name=speech.federation, members=[member], nodes=nodes, runs=runs)
         await self._send(call, control_pb2.ShowFederationResponse(federation=federation, now=_now()))
 

@@ -16,6 +16,7 @@ from trellis_wire.identity import KeyProblem, SignatureProblem
 from trellis_wire.objects import ObjectError
 
 from trellis_superlink.core import errors as core
+from trellis_superlink.identity.errors import TokenProblem
 
 MAX_TEXT = 1000
 """Characters: peers take 8 KiB of headers, in which details are percent-encoded."""
@@ -56,6 +57,7 @@ class Answer:
 ANSWERS: Mapping[type[Exception], Answer] = {
     core.TryAgainLater: Answer(StatusCode.UNAVAILABLE),
     core.Unauthenticated: Answer(StatusCode.UNAUTHENTICATED),
+    TokenProblem: Answer(StatusCode.UNAUTHENTICATED, text="Not authenticated"),
     core.Forbidden: Answer(StatusCode.PERMISSION_DENIED, 9),
     core.NotFound: Answer(StatusCode.NOT_FOUND),
     core.Refused: Answer(StatusCode.FAILED_PRECONDITION),

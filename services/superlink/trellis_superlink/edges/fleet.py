@@ -91,7 +91,8 @@ class Fleet:
         call.note(node_id=node_id)
         if node_id == 0:
             raise EdgeError(StatusCode.UNAUTHENTICATED, "Invalid node ID")
-        return await self._core.nodes.authenticate(node_id, credential.public_key)
+        call.who = await self._core.nodes.authenticate(node_id, credential.public_key)
+        return call.who
 
     def _expect(self, key: bytes, chunk: int) -> None:
         self._chunks[key] = chunk
@@ -105,6 +106,7 @@ class Fleet:
         request = await call.request(fleet_pb2.CreateNodeRequest)
         key = call.credential().public_key
         node_id = await self._core.nodes.create(key, request.heartbeat_interval)
+        call.who = Principal.node(node_id)
         self._expect(key, _LARGE_CHUNK)
         await call.send(fleet_pb2.CreateNodeResponse(node=node_pb2.Node(node_id=node_id)))
 
@@ -119,12 +121,14 @@ class Fleet:
     async def register_node(self, call: Call) -> None:
         request = await call.request(fleet_pb2.RegisterNodeFleetRequest)
         node_id = await self._core.nodes.register(_own_key(call, request.public_key).public_key)
+        call.who = Principal.node(node_id)
         await call.send(fleet_pb2.RegisterNodeFleetResponse(node_id=node_id))
 
     async def activate_node(self, call: Call) -> None:
         request = await call.request(fleet_pb2.ActivateNodeRequest)
         key = _own_key(call, request.public_key).public_key
         node_id = await self._core.nodes.activate(key, request.heartbeat_interval)
+        call.who = Principal.node(node_id)
         self._expect(key, _CHUNK)
         await call.send(fleet_pb2.ActivateNodeResponse(node_id=node_id))
 
@@ -237,6 +241,7 @@ class Fleet:
         who = await self._node(call, request.node.node_id)
         call.note(run_id=request.run_id)
         fab = await self._core.runs.fab(who, request.hash_str, request.run_id)
+        call.note(fab_hash=fab.fab_hash)
         answer = run_pb2.GetFabResponse(fab=run_pb2.Fab(hash_str=fab.fab_hash, content=fab.content))
         async with self._flow.hold(len(fab.content), who.id):
             await call.send(answer)

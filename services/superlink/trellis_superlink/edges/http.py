@@ -28,7 +28,7 @@ from trellis_superlink.core.service import Core
 from trellis_superlink.edges import control, fleet
 from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.links import Links
-from trellis_superlink.edges.rpc import Call, Dispatcher, Service
+from trellis_superlink.edges.rpc import Call, Dispatcher, Gate, Service
 from trellis_superlink.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -110,7 +110,7 @@ def control_over_http(service: Service) -> Surface:
     )
 
 
-def application(surfaces: tuple[Surface, ...], metrics: Metrics, core: Core, links: Links) -> FastAPI:
+def application(surfaces: tuple[Surface, ...], metrics: Metrics, core: Core, links: Links, gate: Gate) -> FastAPI:
     """The whole edge."""
     app = FastAPI(title="Trellis SuperLink", openapi_url=None)
 
@@ -136,7 +136,7 @@ def application(surfaces: tuple[Surface, ...], metrics: Metrics, core: Core, lin
             return Response(headers=headers, media_type="application/zip")
         return StreamingResponse(_content(core, found), headers=headers, media_type="application/zip")
 
-    app.mount("/v1", _Edge(surfaces, metrics))
+    app.mount("/v1", _Edge(surfaces, metrics, gate))
     return app
 
 
@@ -154,8 +154,8 @@ def kebab(method: str) -> str:
 class _Edge:
     """The ASGI application below /v1."""
 
-    def __init__(self, surfaces: tuple[Surface, ...], metrics: Metrics) -> None:
-        self._dispatcher = Dispatcher(metrics)
+    def __init__(self, surfaces: tuple[Surface, ...], metrics: Metrics, gate: Gate) -> None:
+        self._dispatcher = Dispatcher(metrics, gate)
         self._routes = {
             f"/v1/{surface.path}/{kebab(method)}": (surface, method)
             for surface in surfaces

@@ -85,7 +85,8 @@ class NodeObjects:
             raise EdgeError(StatusCode.INVALID_ARGUMENT, f"The call names its node and run in {NODE} and {RUN}.")
         node_id, run_id = map(int, numbers)
         call.note(node_id=node_id, run_id=run_id)
-        return await self._core.nodes.authenticate(node_id, credential.public_key), run_id
+        call.who = await self._core.nodes.authenticate(node_id, credential.public_key)
+        return call.who, run_id
 
     async def pull_objects(self, call: Call) -> None:
         who, run_id = await self._node(call)

@@ -22,6 +22,7 @@ from trellis_kit import logs
 from trellis_wire.identity import NodeCredential, verify_grpc
 
 from trellis_superlink.core.errors import TryAgainLater
+from trellis_superlink.core.principals import Principal
 from trellis_superlink.edges.errors import ANSWERS, Answer, EdgeError, translate
 from trellis_superlink.edges.versions import Version, parse
 from trellis_superlink.metrics import Metrics
@@ -129,6 +130,11 @@ class Call:
         self.request_id = logs.request_id(self.header(logs.REQUEST_ID))
         self.received = 0
         self.sent = 0
+        self.who: Principal | None = None
+        """Who calls, as soon as that is known."""
+        self.ids: dict[str, object] = {}
+        """What the call is about: the ids in its log lines."""
+        self._before_answer: Callable[[], Awaitable[None]] | None = None
         self.note(request_id=self.request_id, peer=self.peer, client=self.client or None)
 
     def header(self, name: str) -> str:
@@ -150,8 +156,26 @@ class Call:
         """The key of the SuperNode that calls. SignatureProblem."""
         return self._exchange.credential()
 
+    @property
+    def account(self) -> Principal:
+        """The account that calls, which the guard has made sure of."""
+        if self.who is None:
+            raise RuntimeError(f"{self.method} was served to nobody in particular.")
+        return self.who
+
+    def before_answer(self, work: Callable[[], Awaitable[None]]) -> None:
+        """To be done ahead of the first message of the answer, or of its end."""
+        self._before_answer = work
+
+    async def answering(self) -> None:
+        """Does what is to be done before an answer, once."""
+        work, self._before_answer = self._before_answer, None
+        if work is not None:
+            await work()
+
     def note(self, **ids: object) -> None:
         """Put ids into each log line of this call from now on."""
+        self.ids |= ids
         self._stack.enter_context(logs.bound(**ids))
 
     async def read(self) -> bytes | None:
@@ -188,6 +212,7 @@ class Call:
     async def send(self, answer: Message | bytes) -> None:
         """Returns once the bytes are on their way, that is: not earlier than the peer has room for them."""
         data = answer if isinstance(answer, bytes) else answer.SerializeToString()
+        await self.answering()
         self.sent += len(data)
         await self._exchange.write(data)
 
@@ -228,11 +253,22 @@ class Service:
         return self.known | self.handlers.keys()
 
 
-class Dispatcher:
-    """Serves calls, whatever transport they came by: one log line, one error table, one set of metrics."""
+class Gate(Protocol):
+    """What stands before the handlers: edges/guard.py."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    async def admit(self, service: Service, call: Call) -> None:
+        """Returns for a caller who may go on."""
+
+    async def refused(self, service: Service, call: Call, problem: EdgeError, reason: str) -> None:
+        """Told of each call that went wrong, before it is answered."""
+
+
+class Dispatcher:
+    """Serves calls, whatever transport they came by: one gate, one log line, one error table, one set of metrics."""
+
+    def __init__(self, metrics: Metrics, gate: Gate) -> None:
         self._metrics = metrics
+        self._gate = gate
 
     async def serve(self, service: Service, method: str, exchange: Exchange) -> None:
         """One call from its headers to its end."""
@@ -242,9 +278,12 @@ class Dispatcher:
         with contextlib.ExitStack() as ids:
             call = Call(exchange, service.label, method, ids)
             try:
+                if method in service.methods:
+                    await self._gate.admit(service, call)
                 if handler is None:
                     raise service.unserved(method)
                 await handler(call)
+                await call.answering()
             except asyncio.CancelledError:
                 status = StatusCode.CANCELLED
                 raise
@@ -262,10 +301,11 @@ class Dispatcher:
                         level,
                         "%s refused: %s",
                         method,
-                        problem.text,
+                        str(error) or problem.text,
                         extra={"surface": service.label, "status": problem.status.name},
                     )
                 status = problem.status
+                await self._gate.refused(service, call, problem, str(error))
                 await exchange.refuse(service, call, problem)
             finally:
                 seconds = time.monotonic() - started
@@ -306,9 +346,9 @@ class _GrpcExchange:
 class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Leads each gRPC call of one or more services to its handler."""
 
-    def __init__(self, services: tuple[Service, ...], metrics: Metrics) -> None:
+    def __init__(self, services: tuple[Service, ...], metrics: Metrics, gate: Gate) -> None:
         self._services = {service.name: service for service in services}
-        self._dispatcher = Dispatcher(metrics)
+        self._dispatcher = Dispatcher(metrics, gate)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         name, _, method = handler_call_details.method.lstrip("/").partition("/")

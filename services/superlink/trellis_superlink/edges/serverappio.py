@@ -78,6 +78,7 @@ class ServerAppIO:
         if not token:
             raise EdgeError(StatusCode.UNAUTHENTICATED, f"The call carries no run token ({TOKEN}).")
         who = await self._core.runs.authenticate(token)
+        call.who = who
         call.note(run_id=who.run_id, executor_id=who.id)
         return who
 
@@ -93,8 +94,9 @@ class ServerAppIO:
         if not hello.executor_id:
             raise EdgeError(StatusCode.INVALID_ARGUMENT, "An executor's hello names its executor_id.")
         call.note(executor_id=hello.executor_id)
+        call.who = Principal.executor(hello.executor_id, name)
         attendance = await self._core.executors.attend(
-            Principal.executor(hello.executor_id, name),
+            call.who,
             Hello(
                 executor_id=hello.executor_id,
                 slots=hello.slots,
@@ -148,6 +150,7 @@ class ServerAppIO:
         who = await self._executor(call)
         request = await call.request(appio_pb2.GetFabRequest)
         fab = await self._core.runs.fab(who, request.fab_hash)
+        call.note(fab_hash=fab.fab_hash)
         async with self._flow.hold(len(fab.content), who.claim):
             await call.send(appio_pb2.GetFabResponse(fab_hash=fab.fab_hash, content=fab.content))
 
