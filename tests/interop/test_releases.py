@@ -144,9 +144,15 @@ class OnStock:
     async def __aenter__(self) -> OnStock:
         for role in self._roles:
             role.start()
-        async with asyncio.timeout(90):
-            while (await self.trellis("ls")).code != 0:
-                await asyncio.sleep(0.5)
+        try:
+            async with asyncio.timeout(90):
+                while (await self.trellis("ls")).code != 0:
+                    ended = [role.last_words() for role in self._roles if role.exit_code is not None]
+                    assert not ended, "\n".join(ended)
+                    await asyncio.sleep(0.5)
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -14,7 +14,7 @@ from trellis_testing.environment import clean_environment
 from trellis_testing.venvs import StockFlwr
 
 # Since which release a program's surface changed (Flower 1.20-1.42).
-_NO_DEPENDENCY_INSTALLATION = (1, 29)  # the SuperLink's flag to leave the environment alone
+_NO_DEPENDENCY_INSTALLATION = (1, 32)  # the SuperLink's flag to leave the environment alone
 _RUNTIME_OVER_HTTP = (1, 35)
 _CONTROL_OVER_HTTP = (1, 37)
 _FLEET_OVER_HTTP = (1, 40)

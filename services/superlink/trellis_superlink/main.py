@@ -24,15 +24,15 @@ from trellis_kit.tls import ServerTls, interior_tls, server_tls
 
 from trellis_superlink.core.errors import TryAgainLater, Unusable
 from trellis_superlink.core.service import Core, CoreConfig
-from trellis_superlink.edges import stock_appio
+from trellis_superlink.edges.adapter import Adapter
 from trellis_superlink.edges.control import Control
 from trellis_superlink.edges.credentials import Anybody, ClientCertificate, CredentialProvider, JoinToken
-from trellis_superlink.edges.fleet import Fleet, adapter_service
+from trellis_superlink.edges.fleet import Fleet
 from trellis_superlink.edges.flow import SERVER_OPTIONS, Flow
 from trellis_superlink.edges.http import application, control_over_http, fleet_over_http
 from trellis_superlink.edges.links import KEY, Links
 from trellis_superlink.edges.parts import NodeObjects
-from trellis_superlink.edges.rpc import Drain, Router, Service
+from trellis_superlink.edges.rpc import Drain, Router, Service, refused_services
 from trellis_superlink.edges.serverappio import ServerAppIO
 from trellis_superlink.login import Identity
 from trellis_superlink.metrics import Metrics
@@ -71,11 +71,14 @@ class SuperLink:
         control = Control(core, self.drain, self.metrics, links, settings.assumed_cli, self._identity.login)
         appio = ServerAppIO(core, self.drain, self.metrics, flow, self._providers())
         self.appio = self._server(
-            "serverappio", settings.appio_address, appio_tls, (appio.service(), *stock_appio.services())
+            "serverappio", settings.appio_address, appio_tls, (appio.service(), *refused_services())
         )
         objects = NodeObjects(core, flow)
         self.fleet = self._server(
-            "fleet", settings.fleet_api_address, tls, (fleet.service(), objects.service(), adapter_service())
+            "fleet",
+            settings.fleet_api_address,
+            tls,
+            (fleet.service(), objects.service(), Adapter(fleet, flow).service()),
         )
         self.control = self._server("control", settings.control_api_address, tls, control.services())
         over_http = (fleet_over_http(fleet.service()), control_over_http(control.services()[0]))

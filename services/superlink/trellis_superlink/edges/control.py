@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.links import Links
 from trellis_superlink.edges.login import Login
 from trellis_superlink.edges.rpc import Call, Drain, Handler, Service
+from trellis_superlink.edges.rpcs import CONTROL, EXEC, NO_LOGIN
 from trellis_superlink.edges.versions import (
     DEFAULT_NAMES,
     Dialect,
@@ -34,8 +35,6 @@ from trellis_superlink.metrics import Metrics
 
 T = TypeVar("T")
 
-CONTROL, EXEC = "flwr.proto.Control", "flwr.proto.Exec"
-
 MAX_REQUEST = 12 * 1024 * 1024
 """Bytes of one request over HTTP: a FAB of 10 MiB, the largest there is, with room to spare."""
 
@@ -44,41 +43,6 @@ LOG_ITEM = 1024 * 1024
 MAX_OVERRIDES = 10_000
 FIRST_ITEM = 4 * LOG_ITEM
 """Characters of log in the first item: `flwr log --show` prints that one only."""
-
-_NO_LOGIN = EdgeError(StatusCode.UNIMPLEMENTED, "ControlServicer initialized without account authentication", 19)
-
-# Methods of Control that are not served, by what they would need.
-_FEDERATIONS = "SuperLink does not support federation management."
-_UNSERVED: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "CreateFederation",
-            "ArchiveFederation",
-            "AddNodeToFederation",
-            "RemoveNodeFromFederation",
-            "RemoveAccountFromFederation",
-            "CreateInvitation",
-            "ListInvitations",
-            "AcceptInvitation",
-            "RejectInvitation",
-            "RevokeInvitation",
-            "SetFederationIcon",
-        ),
-        _FEDERATIONS,
-    ),
-    "ConfigureSimulationFederation": "This SuperLink runs real federations only, no simulations.",
-    "UpdateRunSeriesDescription": "Each run is a series of its own here and is called after its app.",
-    **dict.fromkeys(("StartAutomation", "ListAutomations", "StopAutomation"), "This SuperLink has no automations."),
-    **dict.fromkeys(
-        ("ListConnectors", "DisconnectConnector", "BeginConnectorOAuth", "CompleteConnectorOAuth"),
-        "This SuperLink has no connectors.",
-    ),
-    **dict.fromkeys(
-        ("ListApps", "AddApp", "RemoveApp", "ListAppAssociations"),
-        "This SuperLink keeps no catalogue of apps; give `flwr run` the app's directory.",
-    ),
-    "RefreshAuthTokens": "ControlServicer initialized without account authentication",
-}
 
 
 class Control:
@@ -127,8 +91,8 @@ class Control:
         if self._login is not None:
             control["RefreshAuthTokens"] = self._login.refresh_auth_tokens
         return (
-            Service(CONTROL, "control", control, unserved=_unserved, details=self._details, known=frozenset(_UNSERVED)),
-            Service(EXEC, "control", shared, unserved=_unserved, details=self._details),
+            Service(CONTROL, "control", control, details=self._details),
+            Service(EXEC, "control", shared, details=self._details),
         )
 
     # ---- what the caller's release wants ---------------------------------------------------------------------------
@@ -164,7 +128,6 @@ class Control:
             override_config=config.from_edge(request.override_config),
             federation=DEFAULT_FEDERATION,
         )
-        call.note(run_id=run.run_id, fab_hash=run.fab_hash)
         await call.send(
             control_pb2.StartRunResponse(
                 run_id=run.run_id, series_id=run.run_id, federation=self._speech(call).federation
@@ -318,12 +281,7 @@ class Control:
 
     async def no_login(self, call: Call) -> None:
         await call.body()
-        raise _NO_LOGIN
-
-
-def _unserved(method: str) -> EdgeError:
-    text = _UNSERVED.get(method, f"This SuperLink does not serve {method}.")
-    return EdgeError(StatusCode.UNIMPLEMENTED, text, 1 if text == _FEDERATIONS else None)
+        raise NO_LOGIN.error()
 
 
 def _require_federation(name: str) -> None:

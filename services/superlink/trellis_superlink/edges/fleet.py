@@ -23,11 +23,11 @@ from trellis_superlink.edges.errors import FLEET_ANSWERS, EdgeError
 from trellis_superlink.edges.flow import Flow
 from trellis_superlink.edges.raw import Malformed, PulledObject, PushObject, parse_push_object
 from trellis_superlink.edges.rpc import Call, Drain, Service, malformed
+from trellis_superlink.edges.rpcs import FLEET
 from trellis_superlink.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-SERVICE = "flwr.proto.Fleet"
 MAX_REQUEST = 32 * 1024 * 1024
 """Bytes of one request: an object of 20 MiB, the largest that any stock node sends, with room to spare."""
 
@@ -61,7 +61,7 @@ class Fleet:
 
     def service(self) -> Service:
         return Service(
-            SERVICE,
+            FLEET,
             "fleet",
             {
                 "CreateNode": self.create_node,
@@ -79,9 +79,8 @@ class Fleet:
                 "PullObject": self.pull_object,
                 "ConfirmMessageReceived": self.confirm,
             },
-            unserved=_unserved,
             answers=FLEET_ANSWERS,
-            unexpected=_unexpected,
+            unexpected=unexpected,
         )
 
     # ---- who asks ------------------------------------------------------------------------------------------------
@@ -256,8 +255,12 @@ class Fleet:
         at their next pull.
         """
         credential = call.credential()
-        async with self._flow.hold(self._chunk(call, credential), credential.public_key):
-            stored = await self._store(call, _push_object(await call.body()))
+        async with self._flow.hold(self.chunk(call, credential), credential.public_key):
+            await self.take_object(call)
+
+    async def take_object(self, call: Call) -> None:
+        """PushObject, where there is memory for the body already."""
+        stored = await self._store(call, _push_object(await call.body()))
         await call.send(fleet_pb2.PushObjectResponse(stored=stored))
 
     async def _store(self, call: Call, request: PushObject) -> bool:
@@ -269,7 +272,7 @@ class Fleet:
             _log.warning("Object not taken: no message waits for it, or its hash is wrong")
         return stored
 
-    def _chunk(self, call: Call, credential: NodeCredential) -> int:
+    def chunk(self, call: Call, credential: NodeCredential) -> int:
         """Bytes to set aside: 1.30 and later say who they are, the others by how they joined."""
         known = self._chunks.get(credential.public_key)
         return known or (_CHUNK if call.version is not None else _LARGE_CHUNK)
@@ -315,24 +318,7 @@ def _own_key(call: Call, claimed: bytes) -> NodeCredential:
     return credential
 
 
-def _unserved(method: str) -> EdgeError:
-    if method == "Ping":
-        return EdgeError(StatusCode.UNIMPLEMENTED, "This SuperLink serves SuperNodes of Flower 1.20 and later.")
-    return EdgeError(StatusCode.UNIMPLEMENTED, f"Fleet has no method {method!r}.")
-
-
-def _unexpected(method: str) -> StatusCode:
+def unexpected(method: str) -> StatusCode:
     """An error of ours must not end a node: what it would die of is "try again", elsewhere it drops the message."""
     fatal = {"CreateNode", "RegisterNode", "ActivateNode", "SendNodeHeartbeat", "PullMessages"}
     return StatusCode.UNAVAILABLE if method in fatal else StatusCode.INTERNAL
-
-
-def adapter_service() -> Service:
-    """GrpcAdapter is not served; nodes that use it are told so."""
-
-    def unserved(_method: str) -> EdgeError:
-        return EdgeError(
-            StatusCode.UNIMPLEMENTED, "This SuperLink has no gRPC adapter: start the SuperNode without --grpc-adapter."
-        )
-
-    return Service("flwr.proto.GrpcAdapter", "fleet", {}, unserved)

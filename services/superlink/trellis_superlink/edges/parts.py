@@ -73,7 +73,6 @@ class NodeObjects:
             SERVICE,
             "fleet",
             {"PullObjects": self.pull_objects, "PushObjects": self.push_objects},
-            unserved=lambda method: EdgeError(StatusCode.UNIMPLEMENTED, f"NodeObjects has no method {method!r}."),
             answers=FLEET_ANSWERS,
         )
 

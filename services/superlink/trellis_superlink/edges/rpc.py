@@ -24,6 +24,7 @@ from trellis_wire.identity import NodeCredential, verify_grpc
 from trellis_superlink.core.errors import TryAgainLater
 from trellis_superlink.core.principals import Principal
 from trellis_superlink.edges.errors import ANSWERS, Answer, EdgeError, translate
+from trellis_superlink.edges.rpcs import REFUSED_SERVICES, RPCS, refusal
 from trellis_superlink.edges.versions import Version, parse
 from trellis_superlink.metrics import Metrics
 
@@ -128,6 +129,8 @@ class Call:
         self.metadata = exchange.metadata()
         self._headers = dict(self.metadata)
         self.request_id = logs.request_id(self.header(logs.REQUEST_ID))
+        self._content: bytes | None = None
+        self._wrap: Callable[[bytes], bytes] = lambda answer: answer
         self.received = 0
         self.sent = 0
         self.who: Principal | None = None
@@ -178,8 +181,17 @@ class Call:
         self.ids |= ids
         self._stack.enter_context(logs.bound(**ids))
 
+    def open(self, method: str, content: bytes, wrap: Callable[[bytes], bytes]) -> None:
+        """The message that was read held another call: from now on this is that call, and its answers are wrapped."""
+        self.method = method
+        self._content = content
+        self._wrap = wrap
+
     async def read(self) -> bytes | None:
         """The next message as it came, None at the end of the stream."""
+        if self._content is not None:
+            content, self._content = self._content, None
+            return content
         data = await self._exchange.read()
         self.received += 0 if data is None else len(data)
         return data
@@ -211,7 +223,7 @@ class Call:
 
     async def send(self, answer: Message | bytes) -> None:
         """Returns once the bytes are on their way, that is: not earlier than the peer has room for them."""
-        data = answer if isinstance(answer, bytes) else answer.SerializeToString()
+        data = self._wrap(answer if isinstance(answer, bytes) else answer.SerializeToString())
         await self.answering()
         self.sent += len(data)
         await self._exchange.write(data)
@@ -233,24 +245,26 @@ Handler = Callable[[Call], Awaitable[None]]
 class Service:
     """A service of the protocol: its handlers, and how it answers what goes wrong.
 
-    `unserved` says why a method of this service is not there. `unexpected` is the status after an error of ours;
-    `details` turns an error into gRPC's details (command lines of some releases want JSON). `known`: methods that the
-    protocol has besides.
+    A method without a handler is refused as rpcs.py says. `unexpected` is the status after an error of ours; `details`
+    turns an error into gRPC's details (command lines of some releases want JSON).
     """
 
     name: str
     label: str
     handlers: Mapping[str, Handler]
-    unserved: Callable[[str], EdgeError]
     answers: Mapping[type[Exception], Answer] = field(default_factory=lambda: ANSWERS)
     unexpected: Callable[[str], StatusCode] = lambda _method: StatusCode.INTERNAL
     details: Callable[[Call, EdgeError], str] = lambda _call, error: error.text
-    known: frozenset[str] = frozenset()
 
     @property
     def methods(self) -> frozenset[str]:
         """All that the protocol has, served or not."""
-        return self.known | self.handlers.keys()
+        return frozenset(self.handlers) | RPCS.get(self.name, {}).keys()
+
+
+def refused_services() -> tuple[Service, ...]:
+    """Those of Flower's own app processes and oldest clients, which meet a sentence that names ours."""
+    return tuple(Service(name, "stock", {}) for name in REFUSED_SERVICES)
 
 
 class Gate(Protocol):
@@ -281,7 +295,7 @@ class Dispatcher:
                 if method in service.methods:
                     await self._gate.admit(service, call)
                 if handler is None:
-                    raise service.unserved(method)
+                    raise refusal(service.name, method)
                 await handler(call)
                 await call.answering()
             except asyncio.CancelledError:
@@ -291,16 +305,16 @@ class Dispatcher:
                 problem = translate(error, service.answers)
                 if problem is None:
                     problem = EdgeError(
-                        service.unexpected(method), f"Internal error; the log has it under {call.request_id}."
+                        service.unexpected(call.method), f"Internal error; the log has it under {call.request_id}."
                     )
-                    _log.exception("%s failed", method)
+                    _log.exception("%s failed", call.method)
                 else:
                     quiet = problem.status in _QUIET and not isinstance(error, TryAgainLater)
                     level = logging.INFO if quiet else logging.WARNING
                     _log.log(
                         level,
                         "%s refused: %s",
-                        method,
+                        call.method,
                         str(error) or problem.text,
                         extra={"surface": service.label, "status": problem.status.name},
                     )
@@ -309,11 +323,11 @@ class Dispatcher:
                 await exchange.refuse(service, call, problem)
             finally:
                 seconds = time.monotonic() - started
-                name = method if handler is not None else "unknown"
+                name = call.method if handler is not None else "unknown"
                 self._metrics.call(service.label, name, status.name, call.received, call.sent)
                 _log.debug(
                     "%s",
-                    method,
+                    call.method,
                     extra={"surface": service.label, "status": status.name, "seconds": round(seconds, 4)},
                 )
 

@@ -70,7 +70,6 @@ class ServerAppIO:
                 "PushArtifact": self.push_artifact,
                 "FinishRun": self.finish_run,
             },
-            unserved=lambda method: EdgeError(StatusCode.UNIMPLEMENTED, f"ServerAppIO has no method {method!r}."),
         )
 
     async def _executor(self, call: Call) -> Principal:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from edge_world import Network, make_fab, refusal
 from grpc import StatusCode
+from trellis_superlink.edges.rpcs import ADAPTER, CONTROL, EXEC, FLEET, RPCS
 from trellis_wire.identity import generate_key, public_pem
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import control_pb2, records_pb2, run_pb2
@@ -209,16 +210,20 @@ async def test_what_needs_login_or_federations_says_so(net: Network) -> None:
     assert (status, json.loads(text)["code"]) == (StatusCode.UNIMPLEMENTED, 1)
 
 
-async def test_every_method_of_control_that_is_not_served_has_a_sentence(net: Network) -> None:
-    served = {"StartRun", "StopRun", "StreamLogs", "ListRuns", "GetLoginDetails", "GetAuthTokens", "PullArtifacts"}
-    served |= {"RegisterNode", "UnregisterNode", "ListNodes", "ListFederations", "ShowFederation"}
-    served |= {"StreamRunEvents", "ListRunSeries", "GetRunSeries", "ListRunSeriesEvents"}
-    methods = control_pb2.DESCRIPTOR.services_by_name["Control"].methods_by_name
-    for method in set(methods) - served:
-        status, text = await refusal(net.channels["control"].unary_unary(f"/flwr.proto.Control/{method}")(b""))
-        assert status is StatusCode.UNIMPLEMENTED
-        assert len(text.split()) > 3
-        assert "does not serve" not in text, method
+PORTS = {CONTROL: "control", EXEC: "control", FLEET: "fleet", ADAPTER: "fleet"}
+
+
+@pytest.mark.parametrize("service", PORTS)
+async def test_every_rpc_is_served_or_refused_as_the_table_says(net: Network, service: str) -> None:
+    for method, rpc in RPCS[service].items():
+        status, text = await refusal(net.channels[PORTS[service]].unary_unary(f"/{service}/{method}")(b"\xff"))
+        if rpc.refusal is None:
+            assert "has no method" not in text, method
+        else:
+            assert (status, text) == (StatusCode.UNIMPLEMENTED, rpc.refusal.text), method
+            assert len(text.split()) > 3
+    status, text = await refusal(net.channels[PORTS[service]].unary_unary(f"/{service}/Dance")(b""))
+    assert (status, text) == (StatusCode.UNIMPLEMENTED, f"{service} has no method 'Dance'.")
 
 
 async def test_the_exec_service_of_1_20_is_there(net: Network) -> None:

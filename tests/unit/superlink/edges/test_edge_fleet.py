@@ -298,8 +298,8 @@ async def test_methods_that_are_not_there_are_explained(net: Network) -> None:
     channel = net.channels["fleet"]
     status, text = await refusal(channel.unary_unary("/flwr.proto.Fleet/Ping")(b""))
     assert (status, "1.20" in text) == (StatusCode.UNIMPLEMENTED, True)
-    status, text = await refusal(channel.unary_unary("/flwr.proto.GrpcAdapter/SendReceive")(b""))
-    assert (status, "--grpc-adapter" in text) == (StatusCode.UNIMPLEMENTED, True)
+    status, text = await refusal(channel.unary_unary("/flwr.proto.Fleet/Join")(b""))
+    assert (status, "'Join'" in text) == (StatusCode.UNIMPLEMENTED, True)
 
 
 async def test_held_pulls_are_answered_when_the_superlink_stops(net: Network) -> None:

@@ -10,7 +10,7 @@ import pytest
 from edge_world import Executor, Network, StreamEnded, network, records, refusal
 from grpc import StatusCode
 from trellis_superlink.edges import serverappio
-from trellis_superlink.edges.stock_appio import SENTENCE
+from trellis_superlink.edges.rpcs import REFUSED_SERVICES
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import control_pb2
 
@@ -228,8 +228,9 @@ async def test_a_finished_run_keeps_its_state_once_its_objects_are_there(net: Ne
 )
 async def test_stock_executors_hear_the_name_of_ours(net: Network, method: str) -> None:
     call = net.channels["appio"].unary_unary(f"/flwr.proto.{method}")(b"")
-    assert await refusal(call) == (StatusCode.UNIMPLEMENTED, SENTENCE)
-    assert "trellis-serverapp" in SENTENCE
+    sentence = REFUSED_SERVICES[f"flwr.proto.{method.partition('/')[0]}"].text
+    assert await refusal(call) == (StatusCode.UNIMPLEMENTED, sentence)
+    assert "trellis-serverapp" in sentence
 
 
 async def test_malformed_requests(net: Network) -> None:
