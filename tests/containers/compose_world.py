@@ -1,0 +1,123 @@
+"""What the tests do with `docker compose` and `docker`: projects of their own names and ports, and their removal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trellis_kit.federation import free_ports
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "compose"
+LABEL = "com.docker.compose.project"
+
+
+class CommandFailed(AssertionError):
+    """A command did not end as it should; says what it wrote."""
+
+
+def command(*argv: str, env: Mapping[str, str] | None = None, timeout: float = 240, check: bool = True) -> str:
+    """Both outputs of a command; CommandFailed where it fails and `check` is set."""
+    done = subprocess.run(
+        argv,
+        env=None if env is None else {**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        raise CommandFailed(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-6000:]}")
+    return done.stdout
+
+
+def docker(*argv: str, check: bool = True, timeout: float = 240) -> str:
+    return command("docker", *argv, check=check, timeout=timeout)
+
+
+def inspect(thing: str) -> Any:
+    """What the engine says about a container or an image."""
+    return json.loads(docker("inspect", thing))[0]
+
+
+def image(name: str) -> str:
+    """An image of `make images`; the session's fixture has built it."""
+    return f"{os.environ.get('IMAGE_PREFIX', 'trellis/')}{name}:latest"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A compose project: some files, under a name of its own, with what the files read from the environment."""
+
+    files: Sequence[Path]
+    env: Mapping[str, str] = field(default_factory=dict)
+    name: str = field(default_factory=lambda: f"trellis-test-{uuid.uuid4().hex[:8]}")
+
+    def compose(self, *argv: str, timeout: float = 300, check: bool = True) -> str:
+        files = [word for file in self.files for word in ("-f", str(file))]
+        return command("docker", "compose", "-p", self.name, *files, *argv, env=self.env, timeout=timeout, check=check)
+
+    def up(self) -> None:
+        """Start everything and wait until it is well."""
+        try:
+            self.compose("up", "--wait", "--wait-timeout", "200")
+        except CommandFailed as failed:
+            raise CommandFailed(f"{failed}\n{self.compose('logs', '--tail=30', check=False)}") from None
+
+    def containers(self) -> dict[str, str]:
+        """Service to container, of those that run."""
+        listed = docker("ps", "-q", "--filter", f"label={LABEL}={self.name}").split()
+        return {inspect(one)["Config"]["Labels"]["com.docker.compose.service"]: one for one in listed}
+
+    def python(self, service: str, code: str) -> str:
+        """What Python code prints inside a service's container, as its user."""
+        return self.compose("exec", "-T", service, "/opt/trellis/bin/python", "-I", "-c", code)
+
+    def cli(self, *argv: str, app: Path, check: bool = True) -> str:
+        """A command in the cli service, with the app's folder mounted."""
+        files = replace_env(self, APP=str(app))
+        return files.compose("run", "--rm", "-T", "cli", *argv, check=check)
+
+    def left(self) -> str:
+        """Every container, network and volume of the project."""
+        label = f"label={LABEL}={self.name}"
+        return "".join(
+            docker(*words, "-q", "--filter", label) for words in (("ps", "-a"), ("network", "ls"), ("volume", "ls"))
+        )
+
+
+def replace_env(project: Project, **more: str) -> Project:
+    return Project(project.files, {**project.env, **more}, project.name)
+
+
+def ports() -> dict[str, str]:
+    """Published ports that nobody uses, for the compose files."""
+    names = ("FLEET_PORT", "CONTROL_PORT", "HTTP_PORT")
+    return dict(zip(names, map(str, free_ports(len(names), "0.0.0.0")), strict=True))
+
+
+@contextmanager
+def running(project: Project) -> Iterator[Project]:
+    """The project from up to down; nothing of it is left."""
+    try:
+        project.up()
+        yield project
+    finally:
+        project.compose("--profile", "*", "down", "--volumes", "--timeout", "10", check=False)
+    assert project.left() == ""
+
+
+def accuracy(log: str) -> float:
+    """The last round's, of examples/digits."""
+    lines = [line for line in log.splitlines() if "'accuracy'" in line]
+    assert lines, log
+    return float(lines[-1].split("'accuracy': '")[1].split("'")[0])

@@ -1,0 +1,206 @@
+"""The compose files: what comes up, what it may do, and that it trains; stock's own files with our images."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from compose_world import COMPOSE, ROOT, Project, accuracy, docker, image, inspect, ports, running
+
+DIGITS = ROOT / "examples" / "digits"
+LEDGER = ROOT / "tests" / "crash" / "ledger"
+ROLES = [
+    "clientapp-1",
+    "clientapp-2",
+    "clientapp-3",
+    "serverapp",
+    "superlink",
+    "supernode-1",
+    "supernode-2",
+    "supernode-3",
+]
+
+pytestmark = [pytest.mark.usefixtures("images"), pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A copy of examples/digits that belongs to somebody without an account here."""
+    copy = tmp_path / "digits"
+    shutil.copytree(DIGITS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (copy, *copy.rglob("*")):
+        os.chown(path, 12345, 12346)
+    copy.chmod(0o700)
+    return copy
+
+
+def test_every_role_is_a_container_that_is_well(plain: Project) -> None:
+    containers = plain.containers()
+    assert sorted(containers) == ROLES
+    for container in containers.values():
+        assert inspect(container)["State"]["Health"]["Status"] == "healthy"
+
+
+@pytest.mark.parametrize("service", ["superlink", "serverapp", "supernode-1", "clientapp-1"])
+def test_what_a_container_may(plain: Project, service: str) -> None:
+    found = inspect(plain.containers()[service])
+    host = found["HostConfig"]
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["CapAdd"] is None
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["Memory"] > 0
+    assert host["PidsLimit"] > 0
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    # The same from the inside, of the process that does the work.
+    status = plain.python(service, "print(open('/proc/self/status').read())")
+    assert re.search(r"^Uid:\s+49999\s+49999\s+49999\s+49999$", status, re.MULTILINE)
+    assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+    for place in ("/", "/app", "/opt/trellis", "/usr/local/bin"):
+        told = plain.python(
+            service,
+            f"""
+try:
+    open({place!r} + "/new", "w")
+except OSError as error:
+    print(error.strerror)
+""",
+        )
+        assert told.strip() == "Read-only file system"
+
+
+def test_nobody_of_the_same_uid_reads_what_pid_1_was_started_with(plain: Project) -> None:
+    told = plain.python(
+        "clientapp-1",
+        """
+for name in ("environ", "mem"):
+    try:
+        open(f"/proc/1/{name}", "rb").read(1)
+    except OSError as error:
+        print(error.strerror)
+""",
+    )
+    assert told.split("\n")[:2] == ["Permission denied"] * 2
+
+
+def test_only_fleet_and_control_are_published(plain: Project) -> None:
+    published = {
+        service: sorted(port for port, hosts in inspect(container)["NetworkSettings"]["Ports"].items() if hosts)
+        for service, container in plain.containers().items()
+    }
+    assert published.pop("superlink") == ["8000/tcp", "9092/tcp", "9093/tcp"]
+    assert not any(published.values())
+
+
+def test_it_trains_and_what_the_command_line_writes_belongs_to_who_ran_it(plain: Project, app: Path) -> None:
+    log = plain.cli("flwr", "run", "--stream", app=app)
+    assert accuracy(log) >= 0.93
+    assert "completed" in plain.cli("flwr", "ls", app=app)
+    plain.cli("flwr", "build", app=app)
+    fab = next(app.glob("*.fab"))
+    assert (fab.stat().st_uid, fab.stat().st_gid) == (12345, 12346)
+
+
+def test_what_the_command_line_remembers_is_in_a_volume(plain: Project, app: Path) -> None:
+    remembered = "import os; print(os.environ['FLWR_HOME'], os.getuid())"
+    write = f"{remembered}; open(os.environ['FLWR_HOME'] + '/credentials', 'w').write('kept')"
+    home, uid = plain.cli("/opt/trellis/bin/python", "-c", write, app=app).split()[-2:]
+    assert uid == "12345"
+    read = "import os; print(open(os.environ['FLWR_HOME'] + '/credentials').read())"
+    assert plain.cli("/opt/trellis/bin/python", "-c", read, app=app).split()[-1] == "kept"
+    assert f"{plain.name}_cli" in docker("volume", "ls", "-q")
+    assert home == "/var/lib/flwr"
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [["compose.tls.yaml"], ["compose.subprocess.yaml"], ["compose.tls.yaml", "compose.subprocess.yaml"]],
+    ids=" ".join,
+)
+def test_layers_train(layers: list[str], tmp_path: Path) -> None:
+    files = [COMPOSE / name for name in ("compose.yaml", *layers)]
+    with running(Project(files, {**ports(), "CERTS": str(tmp_path / "certs")})) as project:
+        services = set(project.containers())
+        if "compose.subprocess.yaml" in layers:
+            assert services == {"superlink", "supernode-1", "supernode-2", "supernode-3"}
+        else:
+            assert services == set(ROLES)
+        assert accuracy(project.cli("flwr", "run", "--stream", app=DIGITS)) >= 0.93
+        logs = project.compose("logs", "--no-log-prefix")
+        assert ("without TLS" in logs.replace("ops listens on 127.0.0.1:8001 without TLS", "")) == (
+            "compose.tls.yaml" not in layers or "compose.subprocess.yaml" in layers
+        )
+
+
+def test_ten_supernodes_by_one_variable() -> None:
+    environment = {**ports(), "SUPERNODES": "10", "APP": str(DIGITS)}
+    with running(Project([COMPOSE / "compose.yaml"], environment)) as project:
+        assert len(project.containers()) == 22
+        log = project.cli("flwr", "run", "--stream", "--run-config", "min-sites=10 num-server-rounds=2", app=DIGITS)
+        assert "completed" in log
+        listed = json.loads(project.cli("flwr", "supernode", "list", "--format", "json", app=DIGITS).splitlines()[-1])
+        assert len(json.dumps(listed).split('"online"')) - 1 == 10
+
+
+def test_machines_apart(tmp_path: Path) -> None:
+    """A server and two sites that know each other by name, port and ca.crt only."""
+    gateway = inspect("bridge")["IPAM"]["Config"][0]["Gateway"]  # this machine, as containers see it
+    published = ports()
+    certs = tmp_path / "server-certs"
+    server = Project(
+        [COMPOSE / "compose.server.yaml"], {**published, "CERTS": str(certs), "SERVER_NAME": "fl.example.test"}
+    )
+    named = tmp_path / "names.yaml"
+    named.write_text(f'services: {{ supernode: {{ extra_hosts: ["fl.example.test:{gateway}"] }} }}\n')
+    with running(server):
+        sites = []
+        for number in range(2):
+            environment = {
+                "SUPERLINK": f"fl.example.test:{published['FLEET_PORT']}",
+                "NETWORK_CA": str(certs / "ca.crt"),
+                "NODE_CONFIG": f"partition-id={number} num-partitions=2",
+                "CERTS": str(tmp_path / f"site-{number}-certs"),
+            }
+            sites.append(Project([COMPOSE / "compose.site.yaml", named], environment))
+        with running(sites[0]), running(sites[1]):
+            assert accuracy(server.cli("flwr", "run", "--stream", app=DIGITS)) >= 0.93
+
+
+@pytest.mark.parametrize("release", ["1.20", "1.24", "1.28"])
+def test_stocks_own_files_with_our_images(release: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parent / "stock" / f"{release}.yaml").read_text()
+    ours = re.sub(r"flwr/(\w+):[\d.]+", lambda match: image(match[1]), text)
+    assert "flwr/" not in ours
+    file, private = tmp_path / "compose.yaml", tmp_path / "ports.yaml"
+    file.write_text(ours)
+    private.write_text("services: { superlink: { ports: !reset [] } }\n")  # other tests have theirs
+    with running(Project([file, private])) as project:
+        # The submitter is on the SuperLink's network, as a person on its machine would be.
+        networks = inspect(project.containers()["superlink"])["NetworkSettings"]["Networks"]
+        network = next(name for name in networks if name.endswith(("default", "edge")))
+        run = ("flwr", "run", ".", "--stream", "--superlink", "superlink:9093", "--insecure")
+        log = docker("run", "--rm", "--network", network, "-v", f"{LEDGER}:/app:ro", image("cli"), *run)
+        books = [json.loads(line.partition("books ")[2]) for line in log.splitlines() if "books " in line]
+        assert [book["replies"] for book in books] == [[[0, 1, None], [1, 1, None]], [[0, 2, None], [1, 2, None]]]
+
+
+def test_a_container_that_comes_back_to_its_network_is_reached_again(plain: Project, app: Path) -> None:
+    """Under another address: the SuperLink listens on a name of that network."""
+    container = plain.containers()["superlink"]
+    network = f"{plain.name}_serverapp"
+    before = inspect(container)["NetworkSettings"]["Networks"][network]["IPAddress"]
+    docker("network", "disconnect", network, container)
+    # The address that it had is somebody else's meanwhile.
+    squatter = docker("run", "-d", "--rm", "--network", network, "--entrypoint", "sleep", image("cli"), "300").strip()
+    try:
+        docker("network", "connect", "--alias", "superlink", "--alias", "serverappio", network, container)
+        assert inspect(container)["NetworkSettings"]["Networks"][network]["IPAddress"] != before
+        log = plain.cli("flwr", "run", "--stream", app=app)
+        assert accuracy(log) >= 0.93
+    finally:
+        docker("rm", "-f", squatter, check=False)
