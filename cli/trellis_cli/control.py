@@ -13,7 +13,9 @@ from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
 from trellis_wire.pb.edge.run_pb2 import Run
 
 from trellis_cli.connection import Connection
+from trellis_cli.credentials import Tokens
 from trellis_cli.errors import CliError, Unreachable, UsageError
+from trellis_cli.session import ACCESS, REFRESH, Session, session_for
 
 _T = TypeVar("_T")
 
@@ -40,9 +42,11 @@ _LOOPBACK = ("127.", "localhost:", "[::1]:")
 class Control:
     """An open connection to a SuperLink's Control API. Every failure comes out as a CliError, streams' excepted."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, session: Session | None = None) -> None:
+        """`session`: as whom to speak, if not as whom the environment or the last login say. UsageError."""
         self.connection = connection
-        self._channel = _open(connection)
+        self._session = session_for(connection) if session is None else session
+        self._channel, self._over_http = _open(connection, self._session)
         self._stub = ControlStub(self._channel)
 
     def __enter__(self) -> "Control":
@@ -112,7 +116,15 @@ class Control:
     def stream_logs(self, run_id: int, after: float, timeout: float = _STREAM_SECONDS) -> "LogStream":
         """The log from `after` (Unix seconds) on. Iterating raises grpc.RpcError: the caller knows which are fatal."""
         request = pb.StreamLogsRequest(run_id=run_id, after_timestamp=after)
-        return LogStream(self._stub.StreamLogs(request, timeout=timeout, metadata=_METADATA))
+        call = self._stub.StreamLogs(request, timeout=timeout, metadata=self._metadata())
+        return LogStream(call, None if self._over_http else self._take_tokens)
+
+    def login_details(self) -> pb.GetLoginDetailsResponse:
+        return self._call(self._stub.GetLoginDetails, pb.GetLoginDetailsRequest())
+
+    def auth_tokens(self, device_code: str) -> pb.GetAuthTokensResponse:
+        """Empty until the user has agreed."""
+        return self._call(self._stub.GetAuthTokens, pb.GetAuthTokensRequest(device_code=device_code))
 
     def explain(self, error: grpc.RpcError, missing: str | None = None) -> CliError:
         """What this failure means, and what to do about it; `missing` is what NOT_FOUND means."""
@@ -123,38 +135,63 @@ class Control:
     def _call(
         self, method: "Callable[..., _T]", request: Any, timeout: float = _CALL_SECONDS, missing: str | None = None
     ) -> _T:
+        answer: _T
         try:
-            return method(request, timeout=timeout, metadata=_METADATA)
+            if self._over_http:
+                return method(request, timeout=timeout, metadata=_METADATA)
+            answer, call = method.with_call(request, timeout=timeout, metadata=self._metadata())  # type: ignore[attr-defined]
+            self._take_tokens(call)
         except grpc.RpcError as error:
             raise self.explain(error, missing) from error
+        return answer
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Over HTTP the channel adds the token itself."""
+        tokens = None if self._over_http else self._session.tokens()
+        if tokens is None:
+            return _METADATA
+        return (*_METADATA, (ACCESS, tokens.access), *([(REFRESH, tokens.refresh)] if tokens.refresh else []))
+
+    def _take_tokens(self, call: Any) -> None:
+        """New ones come ahead of an answer over gRPC."""
+        told = dict(call.initial_metadata() or ())
+        if told.get(ACCESS) and told.get(REFRESH):
+            self._session.renewed(Tokens(str(told[ACCESS]), str(told[REFRESH])))
 
 
 class LogStream:
     """One call of StreamLogs: iterate it, or cancel it from another thread."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, began: Callable[[Any], None] | None) -> None:
+        """`began` is told of the call as soon as its headers have come."""
         self._call = call
+        self._began = began
 
     def __iter__(self) -> Iterator[pb.StreamLogsResponse]:
+        if self._began is not None:
+            self._began(self._call)
         yield from self._call
 
     def cancel(self) -> None:
         self._call.cancel()
 
 
-def _open(connection: Connection) -> grpc.Channel:
+def _open(connection: Connection, session: Session) -> tuple[grpc.Channel, bool]:
+    """A channel, and whether it is one over HTTP."""
     tls = None if connection.insecure else ClientTls(connection.root_certificates)
     on_this_machine = connection.address.startswith(_LOOPBACK)  # no proxy leads to it
     target = Target(connection.address, tls, None if on_this_machine else proxy_for(connection.address))
     if speaks_http(target):
         from trellis_kit.http_channel import HttpChannel  # takes its time, and most SuperLinks offer gRPC
 
-        return HttpChannel(target)
+        from trellis_cli.bearer import BearerAuth
+
+        return HttpChannel(target, BearerAuth(session)), True
     options = list(_OPTIONS)
     if on_this_machine:
         options.append(("grpc.enable_http_proxy", 0))
     if connection.insecure:
-        return grpc.insecure_channel(connection.address, options)
+        return grpc.insecure_channel(connection.address, options), False
     roots = None
     if connection.root_certificates is not None:
         try:
@@ -163,7 +200,7 @@ def _open(connection: Connection) -> grpc.Channel:
             raise UsageError(
                 f"The root certificates {connection.root_certificates} cannot be read: {error.strerror}."
             ) from error
-    return grpc.secure_channel(connection.address, grpc.ssl_channel_credentials(roots), options)
+    return grpc.secure_channel(connection.address, grpc.ssl_channel_credentials(roots), options), False
 
 
 def explain(error: grpc.RpcError, connection: Connection) -> CliError:
@@ -187,7 +224,9 @@ def explain(error: grpc.RpcError, connection: Connection) -> CliError:
             "speak otherwise)."
         )
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return CliError(f"The SuperLink does not know who you are: {said or 'no valid login'}. Log in first.")
+        return CliError(
+            f"The SuperLink does not know who you are: {said or 'no valid login'}. Log in: `trellis login`."
+        )
     if code is grpc.StatusCode.PERMISSION_DENIED:
         return CliError(f"You may not do this: {said or 'the SuperLink refused it'}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -6,7 +6,6 @@ from trellis_cli.errors import EXIT_USAGE
 from trellis_cli.output import Output
 
 _NEEDS = {
-    "login": "needs a SuperLink with account authentication (OIDC); this one knows a single account, without login.",
     "install": "needs nothing here: the executor that runs a FAB unpacks it. To look into one: it is a zip file.",
     "chat": "needs an AgentApp and a language model behind it; Trellis runs ServerApps and ClientApps.",
     "app": "needs an account at Flower Hub, flower.ai; use stock's flwr for it.",

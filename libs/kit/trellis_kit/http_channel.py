@@ -255,9 +255,10 @@ class _EdgeCall:
 class HttpChannel(grpc.Channel):
     """The same without asyncio, and always over HTTP."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, auth: httpx.Auth | None = None) -> None:
+        """`auth` adds to each request what tells who asks."""
         self._client = httpx.Client(
-            base_url=_base(target), verify=_trusted(target.tls), proxy=target.proxy, trust_env=False
+            base_url=_base(target), verify=_trusted(target.tls), proxy=target.proxy, trust_env=False, auth=auth
         )
 
     def unary_unary(self, method: str, *args: Any, **keywords: Any) -> Any:

@@ -297,7 +297,6 @@ def test_components_that_are_not_there_are_found_before_sending(
 @pytest.mark.parametrize(
     "words",
     [
-        ["login"],
         ["chat"],
         ["app", "publish", "x"],
         ["federation", "invite", "list"],
