@@ -8,6 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from ipaddress import ip_network
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,23 +45,55 @@ class RoleEnded(Exception):
     """A role's container has ended by itself."""
 
 
+class AddressedNetwork(Network):
+    """A network that gives each container an address for good, as machines have them: a cable that is plugged in again
+    or a container that starts again changes none."""
+
+    def __init__(self, name: str, *, internal: bool) -> None:
+        super().__init__()
+        self.name = name
+        self._internal = internal
+
+    def create(self) -> Self:
+        """On a range that Docker finds free, but named by us: only then containers can be given addresses."""
+        while True:
+            self._docker_network_kw = {"internal": self._internal}
+            super().create()
+            found = _docker(self)
+            found.reload()
+            subnet = found.attrs["IPAM"]["Config"][0]["Subnet"]
+            self.remove()
+            self._docker_network_kw["ipam"] = IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)])
+            try:
+                super().create()
+            except APIError as error:
+                if "overlap" not in str(error):
+                    raise
+            else:
+                self._addresses = ip_network(subnet).hosts()
+                next(self._addresses)  # the host's own
+                return self
+
+    def next_address(self) -> str:
+        return str(next(self._addresses))
+
+
 @dataclass
 class Link:
-    """A container's place in a network: the names that others there have for it, and its address.
-
-    The address is kept while the container is away: a cable that is plugged in again changes no address.
-    """
+    """A container's place in a network: the names that others there have for it, and its address."""
 
     network: Network
     aliases: Sequence[str] = ()
-    address: str | None = None
+    address: str | None = None  # where the network gives one: from the container's creation on
+
+    def reserve(self) -> None:
+        if isinstance(self.network, AddressedNetwork) and self.address is None:
+            self.address = self.network.next_address()
 
     def connect(self, container: Container) -> None:
         _docker(self.network).connect(container, aliases=list(self.aliases), ipv4_address=self.address)
 
     def disconnect(self, container: Container) -> None:
-        container.reload()
-        self.address = container.attrs["NetworkSettings"]["Networks"][self.network.name]["IPAddress"]
         _docker(self.network).disconnect(container)
 
 
@@ -80,13 +113,15 @@ class LinkedContainer(DockerContainer):
         return self
 
     def _create(self) -> Container:
+        for link in self._links:
+            link.reserve()
         first, *others = self._links
         network = first.network.name
         try:
             container = self.get_docker_client().create(
                 self.image,
                 network=network,
-                networking_config={network: EndpointConfig(version("docker"), aliases=list(first.aliases))},
+                networking_config={network: _endpoint(first)},
                 **self._options,
             )
         except (ImageNotFound, APIError) as error:
@@ -96,6 +131,10 @@ class LinkedContainer(DockerContainer):
         for link in others:
             link.connect(container)
         return container
+
+
+def _endpoint(link: Link) -> EndpointConfig:
+    return EndpointConfig(version("docker"), aliases=list(link.aliases), ipv4_address=link.address)
 
 
 class ContainerPeer:
@@ -204,9 +243,10 @@ class FederationContainer(Federation):
         self._volume_options = volume_options or {}
         self._volumes: list[Volume] = []
         sites = [f"site-{number}" for number in range(1, len(releases) + 1)]
-        self.networks = {name: Network() for name in ("control", "fleet", "serverapp", *sites)}
-        for name, network in self.networks.items():
-            network.name = self._name(name)
+        self.networks = {
+            name: AddressedNetwork(self._name(name), internal=name != "control")
+            for name in ("control", "fleet", "serverapp", *sites)
+        }
         self._folder = TemporaryDirectory(prefix="trellis-testing-")  # for its owner only
         authority = certificates.make(self._certificates, len(releases)) if layout_.tls else None
         control, http = free_ports(2)
@@ -338,7 +378,7 @@ class FederationContainer(Federation):
     # ---- life ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(self.prepare)
         await self._each(ContainerPeer.start)
         count = len(self.layout.supernodes)
 
@@ -352,9 +392,10 @@ class FederationContainer(Federation):
         await self.until(all_online, READY_SECONDS, f"{count} SuperNodes are online")
         await self._each(ContainerPeer.wait_ready)
 
-    def _prepare(self) -> None:
-        for name, network in self.networks.items():
-            _create_network(network, internal=name != "control")
+    def prepare(self) -> None:
+        """Make the networks and volumes; `start()` does it first."""
+        for network in self.networks.values():
+            network.create()
         labels = create_labels("", None)
         for name in self.peers:
             if name.partition("-")[0] in _KEEPS_STATE:
@@ -398,24 +439,6 @@ class FederationContainer(Federation):
 def _docker(network: Network) -> Any:
     """The Docker library's object behind testcontainers' own."""
     return network._unwrap_network
-
-
-def _create_network(network: Network, *, internal: bool) -> None:
-    """On addresses that Docker finds free, but named by us: only then a container can have its address back."""
-    while True:
-        network._docker_network_kw = {"internal": internal}
-        network.create()
-        _docker(network).reload()
-        pools = [IPAMPool(subnet=found["Subnet"]) for found in _docker(network).attrs["IPAM"]["Config"]]
-        network.remove()
-        network._docker_network_kw = {"internal": internal, "ipam": IPAMConfig(pool_configs=pools)}
-        try:
-            network.create()
-        except APIError as error:
-            if "overlap" not in str(error):
-                raise
-        else:
-            return
 
 
 def _refuse_what_processes_only_have(layout: Layout) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -75,10 +74,13 @@ def remove(client: docker.DockerClient, session: str) -> None:
 
 
 def discard(things: list[Any]) -> None:
-    """Remove containers, networks or volumes; those that are gone already are fine."""
-    if things:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(_discard, things))
+    """Remove containers, networks or volumes; those that are gone already are fine.
+
+    One after the other: Docker 20.10 locks up for good now and then where several containers with several networks end
+    at once (libnetwork holds a network and wants the controller, and the other way round).
+    """
+    for thing in things:
+        _discard(thing)
 
 
 def _discard(thing: Any) -> None:
