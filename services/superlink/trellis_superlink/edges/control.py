@@ -87,9 +87,8 @@ class Control:
             "ListRunSeries": self.list_run_series,
             "GetRunSeries": self.get_run_series,
             "ListRunSeriesEvents": self.list_run_series_events,
+            "RefreshAuthTokens": self.no_login if self._login is None else self._login.refresh_auth_tokens,
         }
-        if self._login is not None:
-            control["RefreshAuthTokens"] = self._login.refresh_auth_tokens
         return (
             Service(CONTROL, "control", control, details=self._details),
             Service(EXEC, "control", shared, details=self._details),

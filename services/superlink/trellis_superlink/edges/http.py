@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from grpc import StatusCode
 from trellis_wire.identity import NodeCredential, verify_http
 
@@ -30,6 +31,8 @@ from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.links import Links
 from trellis_superlink.edges.rpc import Call, Dispatcher, Gate, Service
 from trellis_superlink.metrics import Metrics
+
+_log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -48,6 +51,11 @@ LINGER_SECONDS: Final = 5.0
 """How much of a body is thrown away, and for how long, so that its sender gets to read why it is refused."""
 
 _ARTIFACT_PART = 1024 * 1024
+
+NO_REST: Final = (
+    "A SuperNode with --rest cannot join: its calls do not say who makes them. Start it without --rest, and with "
+    "--superlink naming this SuperLink's Fleet port (9092)."
+)
 
 STATUSES: Mapping[StatusCode, int] = {
     StatusCode.INVALID_ARGUMENT: 400,
@@ -135,6 +143,14 @@ def application(surfaces: tuple[Surface, ...], metrics: Metrics, core: Core, lin
         if request.method == "HEAD":
             return Response(headers=headers, media_type="application/zip")
         return StreamingResponse(_content(core, found), headers=headers, media_type="application/zip")
+
+    @app.post("/api/v0/fleet/{rpc}")
+    async def rest(request: Request, rpc: str) -> Response:
+        """Where SuperNodes up to 1.32 call that were started with --rest (WIRE.md 2.10): nothing in it proves who
+        calls. They end with an error that does not quote the answer, so the log says it, too."""
+        peer = "unknown" if request.client is None else f"{request.client.host}:{request.client.port}"
+        _log.warning("%s", NO_REST, extra={"surface": "rest", "peer": peer})
+        return JSONResponse({"detail": NO_REST}, 501, {"connection": "close"})
 
     app.mount("/v1", _Edge(surfaces, metrics, gate))
     return app

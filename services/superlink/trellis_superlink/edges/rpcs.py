@@ -52,6 +52,7 @@ _AUTOMATIONS = Refusal("This SuperLink has no automations.")
 _CONNECTORS = Refusal("This SuperLink has no connectors.")
 _CATALOGUE = Refusal("This SuperLink keeps no catalogue of apps; give `flwr run` the app's directory.")
 NO_LOGIN: Final = Refusal("ControlServicer initialized without account authentication", 19)
+"""What the rpcs of login answer on a SuperLink without it."""
 _APP_PROCESSES = Refusal(
     "This SuperLink is Trellis's and works with Trellis's executor, not with flower-superexec and Flower's own "
     "flwr-serverapp: run the program trellis-serverapp (image trellis/serverapp) with --serverappio-api-address "
@@ -89,7 +90,7 @@ RPCS: Final[Mapping[str, Mapping[str, Rpc]]] = {
         **_since(34, "ListApps", refusal=_CATALOGUE),
         **_since(34, "StoreApp", "DeleteApp", until=(1, 34), refusal=_CATALOGUE),
         **_since(35, "AddApp", "RemoveApp", refusal=_CATALOGUE),
-        "RefreshAuthTokens": Rpc((1, 36), refusal=NO_LOGIN, over_grpc=False),
+        "RefreshAuthTokens": Rpc((1, 36), over_grpc=False),
         **_since(37, "UpdateRunSeriesDescription", refusal=_SERIES),
         **_since(37, "ListRunSeriesEvents"),
         **_since(38, "ListAppAssociations", refusal=_CATALOGUE),

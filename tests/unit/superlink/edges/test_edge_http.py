@@ -139,6 +139,15 @@ async def test_known_and_unknown_paths(peer: Peer) -> None:
     assert (await peer.client.get("/v1/control/list-runs")).status_code == 405
 
 
+async def test_the_rest_transport_of_old_nodes_is_refused_with_a_sentence(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = fleet_pb2.CreateNodeRequest(heartbeat_interval=30).SerializeToString()
+    answer = await peer.client.post("/api/v0/fleet/create-node", content=body, headers=PROTOBUF)
+    assert told(answer) == (501, {"detail": http.NO_REST})
+    assert "--rest" in caplog.text
+
+
 async def test_bodies_that_are_none(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
     other = await peer.post("control/list-runs", b"{}", **{"content-type": "application/json"})
     assert (other.status_code, other.json()["code"]) == (415, 1002)
