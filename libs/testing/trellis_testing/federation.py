@@ -66,6 +66,7 @@ class Layout:
     serverapp_flags: tuple[str, ...] = ()
     supernode_flags: tuple[str, ...] = ()
     clientapp_flags: tuple[str, ...] = ()
+    stock_supernode_flags: tuple[str, ...] = ()
     superlink_image: str | None = None
     serverapp_image: str | None = None
     supernode_image: str | None = None
@@ -157,6 +158,7 @@ class ProcessFederation(Federation):
                     port=kit.free_ports(1)[0],
                     node_config=f"partition-id={index} num-partitions={len(layout.supernodes)}",
                     root_certificates=self._roots,
+                    flags=layout.stock_supernode_flags,
                 )
         for name, program in layout.under.items():
             role = self._processes[name]

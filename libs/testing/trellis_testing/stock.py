@@ -31,6 +31,7 @@ def supernode(
     port: int,
     node_config: str,
     root_certificates: Path | None = None,
+    flags: Sequence[str] = (),
 ) -> Role:
     """A stock SuperNode that starts its ClientApps itself; `port` is that of its own API, on 127.0.0.1.
 
@@ -45,7 +46,7 @@ def supernode(
         own = ["--clientappio-api-address", f"127.0.0.1:{port}"]
     secure = ["--insecure"] if root_certificates is None else ["--root-certificates", str(root_certificates)]
     argv = [release.program("flower-supernode"), *secure, "--superlink", superlink]
-    argv += ["--node-config", node_config, "--isolation", "subprocess", *own]
+    argv += ["--node-config", node_config, "--isolation", "subprocess", *own, *flags]
     return _role(release, name, directory, argv)
 
 
