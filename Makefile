@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guest demo test check format proto requirements bench engine images push clean
+.PHONY: help setup guest demo test test-interop test-containers check format proto requirements bench engine images push clean
 
 # Any Python from 3.11 on: PYTHON=python3.12 make demo
 PYTHON ?= python3
@@ -10,7 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := libs/wire libs/kit libs/runner libs/testing services/superlink services/supernode services/serverapp services/clientapp cli
 GUEST := .trellis/guest
-TESTS ?= tests
+TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop
+export RELEASES
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +32,15 @@ $(GUEST)/.ready: requirements/guest.txt
 demo: setup guest ## train examples/digits on a federation of processes, then stop it
 	@exec $(BIN)/trellis demo --guest-python $(CURDIR)/$(GUEST)/bin/python examples/digits
 
-test: setup guest ## run every test (brings what is missing)
+test: setup guest ## run the tests that need no Docker engine (brings what is missing)
 	@bash scripts/install-test-tools
-	@PYTHON=$(PYTHON) bash scripts/docker-engine
 	@exec $(BIN)/pytest $(TESTS)
+
+test-containers: setup guest engine ## run the tests of the images, Compose and federations in containers
+	@exec $(BIN)/pytest tests/containers
+
+test-interop: setup guest ## stock releases only: make test-interop RELEASES=all (or 1.24.0,1.41.0); all writes docs/compatibility.md
+	@exec $(BIN)/pytest tests/interop
 
 check: setup ## ruff, strict mypy, import rules, generated stubs up to date
 	$(BIN)/ruff check .

@@ -1,4 +1,5 @@
-"""The table of releases: each session adds what it tried to build/compatibility.json."""
+"""The table of releases: each session adds what it tried to build/compatibility.json, and one that tries all of them
+writes docs/compatibility.md."""
 
 from __future__ import annotations
 
@@ -6,13 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from matrix import Matrix
+from matrix import ALL, Matrix, releases, write
 
-RESULTS = Path(__file__).parents[2] / "build" / "compatibility.json"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "build" / "compatibility.json"
+PAGE = ROOT / "docs" / "compatibility.md"
 
 
 @pytest.fixture(scope="session")
 def matrix() -> Iterator[Matrix]:
     found = Matrix()
     yield found
-    found.save(RESULTS)
+    cells = found.save(RESULTS)
+    if releases() == ALL:
+        write(PAGE, cells)

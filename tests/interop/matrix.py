@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,10 +52,30 @@ class Matrix:
             raise
         row.setdefault(column, True)
 
-    def save(self, path: Path) -> None:
-        """Adds this session's cells to those of earlier ones."""
-        kept = json.loads(path.read_text()) if path.exists() else {}
+    def save(self, path: Path) -> dict[str, dict[str, bool]]:
+        """Adds this session's cells to those of earlier ones; all of them."""
+        kept: dict[str, dict[str, bool]] = json.loads(path.read_text()) if path.exists() else {}
         for release, row in self.cells.items():
             kept.setdefault(release, {}).update(row)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(sorted(kept.items(), key=lambda item: minor(item[0]))), indent=1) + "\n")
+        kept = dict(sorted(kept.items(), key=lambda item: minor(item[0])))
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+        return kept
+
+
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
+_WORDS = {True: "yes", False: "**no**", None: "-"}
+
+
+def table(cells: Mapping[str, Mapping[str, bool]]) -> str:
+    """The cells in Markdown; "-" for what was not tried."""
+    head = ("release", *COLUMNS)
+    lines = [head, tuple("---" for _ in head)]
+    lines += [(release, *(_WORDS[row.get(column)] for column in COLUMNS)) for release, row in cells.items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write(page: Path, cells: Mapping[str, Mapping[str, bool]]) -> None:
+    """Puts the table into the page, between the marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}{table(cells)}{END}{rest.partition(END)[2]}")

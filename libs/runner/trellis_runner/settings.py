@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-import grpc
 from pydantic import Field
 from trellis_kit.channel import Channel, open_channel
 from trellis_kit.lifecycle import Fatal
