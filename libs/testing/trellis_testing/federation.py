@@ -66,7 +66,6 @@ class Layout:
     serverapp_flags: tuple[str, ...] = ()
     supernode_flags: tuple[str, ...] = ()
     clientapp_flags: tuple[str, ...] = ()
-    stock_supernode_flags: tuple[str, ...] = ()
     superlink_image: str | None = None
     serverapp_image: str | None = None
     supernode_image: str | None = None
@@ -158,7 +157,6 @@ class ProcessFederation(Federation):
                     port=kit.free_ports(1)[0],
                     node_config=f"partition-id={index} num-partitions={len(layout.supernodes)}",
                     root_certificates=self._roots,
-                    flags=layout.stock_supernode_flags,
                 )
         for name, program in layout.under.items():
             role = self._processes[name]
