@@ -70,7 +70,7 @@ def setup(service: str, *, level: str = "INFO", format: Format = "auto", stream:
     handler.setFormatter(JsonFormatter(service) if as_json else TextFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for chatty in ("asyncio", "urllib3", "alembic", "sqlalchemy", "uvicorn", "grpc"):
+    for chatty in ("asyncio", "urllib3", "alembic", "sqlalchemy", "uvicorn", "grpc", "httpx"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     _ready = True
     while _waiting:

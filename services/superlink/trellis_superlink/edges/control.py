@@ -127,6 +127,7 @@ class Control:
             override_config=config.from_edge(request.override_config),
             federation=DEFAULT_FEDERATION,
         )
+        call.note(run_id=run.run_id, fab_hash=run.fab_hash)
         await call.send(
             control_pb2.StartRunResponse(
                 run_id=run.run_id, series_id=run.run_id, federation=self._speech(call).federation
