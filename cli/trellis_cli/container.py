@@ -12,7 +12,7 @@ import sys
 def main() -> None:
     """Never returns: becomes the command in `sys.argv[1:]`."""
     if os.geteuid() == 0:
-        owner = os.stat(".")
+        owner = os.stat(os.getcwd())  # by its path: into the folder itself only its owner may look
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)

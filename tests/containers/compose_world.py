@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from trellis_kit.federation import free_ports
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
 LABEL = "com.docker.compose.project"
+_PREFIX = "trellis-test-"
 
 
 class CommandFailed(AssertionError):
@@ -60,7 +62,7 @@ class Project:
 
     files: Sequence[Path]
     env: Mapping[str, str] = field(default_factory=dict)
-    name: str = field(default_factory=lambda: f"trellis-test-{uuid.uuid4().hex[:8]}")
+    name: str = field(default_factory=lambda: f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:6]}")
 
     def compose(self, *argv: str, timeout: float = 300, check: bool = True) -> str:
         files = [word for file in self.files for word in ("-f", str(file))]
@@ -99,6 +101,13 @@ def replace_env(project: Project, **more: str) -> Project:
     return Project(project.files, {**project.env, **more}, project.name)
 
 
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.5)
+
+
 def ports() -> dict[str, str]:
     """Published ports that nobody uses, for the compose files."""
     names = ("FLEET_PORT", "CONTROL_PORT", "HTTP_PORT")
@@ -107,7 +116,10 @@ def ports() -> dict[str, str]:
 
 @contextmanager
 def running(project: Project) -> Iterator[Project]:
-    """The project from up to down; nothing of it is left."""
+    """The project from up to down; nothing of it is left, nor of those whose tests were killed."""
+    for name in command("docker", "compose", "ls", "--all", "--quiet").split():
+        if name.startswith(_PREFIX) and not Path(f"/proc/{name.split('-')[2]}").exists():
+            command("docker", "compose", "--project-name", name, "down", "--volumes", "--timeout", "0")
     try:
         project.up()
         yield project

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from compose_world import COMPOSE, ROOT, Project, accuracy, docker, image, inspect, ports, running
+from compose_world import COMPOSE, ROOT, Project, accuracy, docker, image, inspect, ports, running, wait_for
 
 DIGITS = ROOT / "examples" / "digits"
 LEDGER = ROOT / "tests" / "crash" / "ledger"
@@ -200,6 +200,12 @@ def test_a_container_that_comes_back_to_its_network_is_reached_again(plain: Proj
     try:
         docker("network", "connect", "--alias", "superlink", "--alias", "serverappio", network, container)
         assert inspect(container)["NetworkSettings"]["Networks"][network]["IPAddress"] != before
+
+        def again() -> bool:
+            found = inspect(container)
+            return bool(found["RestartCount"] == 1 and found["State"]["Health"]["Status"] == "healthy")
+
+        wait_for(again, "the SuperLink has begun anew, on its new address")
         log = plain.cli("flwr", "run", "--stream", app=app)
         assert accuracy(log) >= 0.93
     finally:
