@@ -21,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 def open_(target):
     host, port = target.rsplit(":", 1)
     try:
-        socket.create_connection((host, int(port)), 2.0).close()
+        socket.create_connection((host, int(port)), 1.5).close()
     except OSError:
         return False
     return True
-with ThreadPoolExecutor(64) as pool:
+with ThreadPoolExecutor(len(sys.argv)) as pool:
     print(json.dumps(list(pool.map(open_, sys.argv[1:]))))
 """
 PYTHON = "/opt/trellis/bin/python"
