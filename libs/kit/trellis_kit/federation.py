@@ -7,6 +7,7 @@ as the federation shall: the kernel watches that thread.
 """
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,8 @@ from trellis_kit.processes import spawn
 Isolation = Literal["process", "subprocess"]
 
 _SERVER_PORTS = (10_000, 32_000)  # Linux gives 32768 and up to outgoing connections
+_first_port = random.randrange(*_SERVER_PORTS)
+_untried_ports = itertools.cycle((*range(_first_port, _SERVER_PORTS[1]), *range(_SERVER_PORTS[0], _first_port)))
 _LOOK_SECONDS = 0.02  # between two looks at a process that was asked to end
 
 
@@ -52,7 +55,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """So many different TCP ports that nobody listens on right now.
 
     They lie below those that the system gives to outgoing connections, one of which could take a port before the server
-    does that it is meant for.
+    does that it is meant for; for the same reason no port is given twice by one process until all were.
     """
     sockets: list[socket.socket] = []
     try:
@@ -60,7 +63,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
             one = socket.socket()
             sockets.append(one)
             try:
-                one.bind((host, random.randrange(*_SERVER_PORTS)))
+                one.bind((host, next(_untried_ports)))
             except OSError:
                 sockets.pop().close()
         return [int(one.getsockname()[1]) for one in sockets]
