@@ -20,6 +20,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from grpc import StatusCode
+from trellis_kit.http_server import BreakOff
 from trellis_wire.identity import NodeCredential, verify_http
 
 from trellis_superlink.core.artifacts import Artifact
@@ -120,7 +121,7 @@ def control_over_http(service: Service) -> Surface:
 
 def application(surfaces: tuple[Surface, ...], metrics: Metrics, core: Core, links: Links, gate: Gate) -> FastAPI:
     """The whole edge."""
-    app = FastAPI(title="Trellis SuperLink", openapi_url=None)
+    app = FastAPI(title="Trellis SuperLink", openapi_url=None, redirect_slashes=False)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
@@ -186,8 +187,6 @@ class _Edge:
             await _plain(send, 404, "There is no such endpoint.")
         elif scope["method"] != "POST":
             await _plain(send, 405, "Only POST is served here.")
-        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-            await _plain(send, 400, "A body has one length.")  # proxies would disagree where the next request begins
         else:
             surface, method = route
             exchange = HttpExchange(scope, receive, send, surface, method)
@@ -278,7 +277,7 @@ class HttpExchange:
         """JSON with the code and text, unless the answer has begun: then the stream breaks off, and the peer comes
         again."""
         if self._begun:
-            raise problem
+            raise BreakOff from problem
         status = CODES.get(problem.code or 0) or STATUSES.get(problem.status, 500)
         headers = [(b"content-type", b"application/json")]
         told: dict[str, object] = {"detail": problem.text}
