@@ -10,6 +10,7 @@ from trellis_kit.probe import Target, speaks_http, why
 from trellis_kit.tls import ClientTls, proxy_for
 from trellis_wire.pb.edge import control_pb2 as pb
 from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
+from trellis_wire.pb.edge.federation_pb2 import Federation
 from trellis_wire.pb.edge.run_pb2 import Run
 
 from trellis_cli.connection import Connection
@@ -110,8 +111,52 @@ class Control:
         self._call(
             self._stub.UnregisterNode,
             pb.UnregisterNodeRequest(node_id=node_id),
-            missing=f"There is no SuperNode {node_id} at this SuperLink; `trellis supernode ls` lists them.",
+            missing=no_node(node_id),
         )
+
+    def list_federations(self) -> list[Federation]:
+        return list(self._call(self._stub.ListFederations, pb.ListFederationsRequest()).federations)
+
+    def show_federation(self, name: str) -> pb.ShowFederationResponse:
+        return self._call(self._stub.ShowFederation, pb.ShowFederationRequest(federation_name=name))
+
+    def create_federation(self, name: str, description: str) -> str:
+        """Its whole name."""
+        request = pb.CreateFederationRequest(federation_name=name, description=description)
+        return self._call(self._stub.CreateFederation, request).federation.name
+
+    def archive_federation(self, name: str) -> None:
+        self._call(self._stub.ArchiveFederation, pb.ArchiveFederationRequest(federation_name=name))
+
+    def add_to_federation(self, node_id: int, name: str) -> None:
+        request = pb.AddNodeToFederationRequest(federation_name=name, node_id=node_id)
+        self._call(self._stub.AddNodeToFederation, request, missing=no_node(node_id))
+
+    def remove_from_federation(self, node_id: int, name: str) -> None:
+        request = pb.RemoveNodeFromFederationRequest(federation_name=name, node_id=node_id)
+        self._call(self._stub.RemoveNodeFromFederation, request)
+
+    def remove_account(self, account: str | None, name: str) -> None:
+        """None: the caller's own."""
+        request = pb.RemoveAccountFromFederationRequest(federation_name=name, account_name=account)
+        self._call(self._stub.RemoveAccountFromFederation, request)
+
+    def invitations(self) -> pb.ListInvitationsResponse:
+        return self._call(self._stub.ListInvitations, pb.ListInvitationsRequest())
+
+    def invite(self, account: str, name: str) -> None:
+        request = pb.CreateInvitationRequest(federation_name=name, invitee_account_name=account)
+        self._call(self._stub.CreateInvitation, request)
+
+    def revoke_invitation(self, account: str, name: str) -> None:
+        request = pb.RevokeInvitationRequest(federation_name=name, invitee_account_name=account)
+        self._call(self._stub.RevokeInvitation, request)
+
+    def accept_invitation(self, name: str) -> None:
+        self._call(self._stub.AcceptInvitation, pb.AcceptInvitationRequest(federation_name=name))
+
+    def reject_invitation(self, name: str) -> None:
+        self._call(self._stub.RejectInvitation, pb.RejectInvitationRequest(federation_name=name))
 
     def stream_logs(self, run_id: int, after: float, timeout: float = _STREAM_SECONDS) -> "LogStream":
         """The log from `after` (Unix seconds) on. Iterating raises grpc.RpcError: the caller knows which are fatal."""
@@ -278,6 +323,10 @@ def _public_text(details: str) -> str:
         return details
     more = body.get("public_details") or body.get("extra")
     return f"{text} {more}" if more else text
+
+
+def no_node(node_id: int) -> str:
+    return f"There is no SuperNode {node_id} at this SuperLink; `trellis supernode ls` lists them."
 
 
 def no_run(run_id: int) -> str:

@@ -62,9 +62,11 @@ def _dispatch(words: list[str], out: Output) -> int:
 
         print(f"Trellis {version('trellis-cli')}")
         return EXIT_OK
-    if words[0] in GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
-        print(_overview(words[0]))
-        return EXIT_OK if len(words) > 1 else EXIT_USAGE
+    group = _group(words)
+    rest = words[len(group) :]
+    if group and (not rest or rest[0] in ("-h", "--help")):
+        print(_overview(" ".join(group)))
+        return EXIT_OK if rest else EXIT_USAGE
     command, rest = _find(words)
     module = importlib.import_module(f"trellis_cli.commands.{command.module}")
     parser = argparse.ArgumentParser(prog=f"{program()} {command.name}", description=module.__doc__, allow_abbrev=False)
@@ -83,19 +85,24 @@ def _dispatch(words: list[str], out: Output) -> int:
 
 
 def _find(words: list[str]) -> tuple[Command, list[str]]:
-    for length in (2, 1):
+    for length in (3, 2, 1):
         command = BY_NAME.get(" ".join(words[:length]))
         if command is not None:
             return command, words[length:]
-    wanted = " ".join(words[: 2 if words[0] in GROUPS else 1])
+    wanted = " ".join(words[: len(_group(words)) + 1])
     raise UsageError(f"There is no command {wanted!r}; {program()} --help lists them.")
+
+
+def _group(words: list[str]) -> list[str]:
+    """The words at the beginning that name a group of commands."""
+    return next((words[:length] for length in (2, 1) if " ".join(words[:length]) in GROUPS), [])
 
 
 def _overview(group: str | None = None) -> str:
     shown = [
         one
         for one in COMMANDS
-        if one.alias_of is None and (one.module != "absent" if group is None else one.name.split()[0] == group)
+        if one.alias_of is None and (one.module != "absent" if group is None else one.name.startswith(f"{group} "))
     ]
     width = max(len(command.name) for command in shown)
     lines = [f"usage: {program()} {group or ''}{' ' if group else ''}COMMAND ...", ""]

@@ -1,12 +1,14 @@
-"""Runs and nodes as stock's command line shows them: the same JSON keys (Flower 1.36), the same order."""
+"""Runs, nodes and federations as stock's command line shows them: the same JSON keys (Flower 1.36), the same order."""
 
 from datetime import UTC, datetime
 from typing import Any
 
+from trellis_wire.pb.edge.control_pb2 import ShowFederationResponse
+from trellis_wire.pb.edge.federation_pb2 import Federation, Invitation
 from trellis_wire.pb.edge.node_pb2 import NodeInfo
 from trellis_wire.pb.edge.run_pb2 import Run
 
-from trellis_cli.output import Cell, human_bytes, human_duration
+from trellis_cli.output import Cell, Output, human_bytes, human_duration
 
 _STYLES = {
     "finished:completed": "green",
@@ -22,6 +24,9 @@ _STYLES = {
 }
 
 RUN_COLUMNS = ("Run ID", "Federation", "App", "Status", "Elapsed", "Status changed", "Notice")
+FEDERATION_COLUMNS = ("Federation", "Description", "Status")
+MEMBER_COLUMNS = ("Account", "Role")
+INVITATION_COLUMNS = ("Federation", "Invitation", "Status", "Created at", "Status changed")
 NODE_COLUMNS = ("Node ID", "Owner", "Status", "Elapsed", "Status changed")
 
 
@@ -138,4 +143,69 @@ def node_json(node: NodeInfo, now: str) -> dict[str, Any]:
         "online-elapsed": elapsed(node.last_activated_at, now),
         "offline-at": instant(node.last_deactivated_at),
         "deleted-at": instant(node.unregistered_at),
+    }
+
+
+def federation_row(federation: Federation) -> list[Cell]:
+    status = "archived" if federation.archived else "active"
+    return [Cell(federation.name, "bold"), Cell(federation.description), Cell(status)]
+
+
+def federation_json(federation: Federation) -> dict[str, Any]:
+    return {
+        "id": federation.name,
+        "description": federation.description,
+        "archived": federation.archived,
+        "simulation": federation.simulation,
+    }
+
+
+def show_federation(answer: ShowFederationResponse, out: Output) -> None:
+    """Members, SuperNodes and runs, as tables or as one document."""
+    federation, now = answer.federation, answer.now
+    runs = newest_first(list(federation.runs))
+    if out.as_json:
+        out.json(
+            {
+                "success": True,
+                "federation": {
+                    **federation_json(federation),
+                    "members": [{"member_id": one.account.name, "role": one.role} for one in federation.members],
+                    "nodes": [
+                        {"node_id": str(node.node_id), "owner": node.owner_name, "status": node.status}
+                        for node in federation.nodes
+                    ],
+                    "runs": [
+                        {
+                            "run_id": str(run.run_id),
+                            "app": f"@{run.fab_id}=={run.fab_version}",
+                            "status": run_status(run),
+                            "elapsed": run_elapsed(run, now),
+                        }
+                        for run in runs
+                    ],
+                },
+            }
+        )
+        return
+    out.table(FEDERATION_COLUMNS, [federation_row(federation)])
+    out.table(MEMBER_COLUMNS, [[Cell(one.account.name, "bold"), Cell(one.role)] for one in federation.members])
+    out.table(NODE_COLUMNS, [node_row(node, now) for node in federation.nodes])
+    out.table(RUN_COLUMNS, [run_row(run, now) for run in runs])
+
+
+def invitation_row(invitation: Invitation, *, sent: bool) -> list[Cell]:
+    whose = f"of {invitation.invitee.name}" if sent else f"from {invitation.inviter.name}"
+    when = [Cell(instant(one)) for one in (invitation.created_at, invitation.status_changed_at)]
+    return [Cell(invitation.federation_name, "bold"), Cell(whose), Cell(invitation.status), *when]
+
+
+def invitation_json(invitation: Invitation, *, sent: bool) -> dict[str, Any]:
+    whose = ("invited", invitation.invitee.name) if sent else ("invited-by", invitation.inviter.name)
+    return {
+        "federation-id": invitation.federation_name,
+        whose[0]: whose[1],
+        "status": invitation.status,
+        "created-at": instant(invitation.created_at),
+        "status-changed-at": instant(invitation.status_changed_at),
     }

@@ -32,6 +32,20 @@ COMMANDS: tuple[Command, ...] = (
     Command("supernode ls", "list the SuperNodes of a federation", "supernode_list", alias_of="supernode list"),
     Command("supernode register", "admit a SuperNode by its public key", "supernode_register"),
     Command("supernode unregister", "remove a SuperNode", "supernode_unregister"),
+    Command("federation list", "list federations, or show one (ls)", "federation_list"),
+    Command("federation ls", "list federations, or show one", "federation_list", alias_of="federation list"),
+    Command("federation show", "show a federation", "federation_show"),
+    Command("federation create", "create a federation", "federation_create"),
+    Command("federation archive", "archive a federation", "federation_archive"),
+    Command("federation add-supernode", "add a SuperNode to a federation", "federation_add_supernode"),
+    Command("federation remove-supernode", "take a SuperNode out of a federation", "federation_remove_supernode"),
+    Command("federation remove-account", "take an account out of a federation, or leave", "federation_remove_account"),
+    Command("federation invite list", "list invitations (ls)", "invite_list"),
+    Command("federation invite ls", "list invitations", "invite_list", alias_of="federation invite list"),
+    Command("federation invite create", "invite an account to a federation", "invite_create"),
+    Command("federation invite accept", "accept an invitation", "invite_accept"),
+    Command("federation invite reject", "reject an invitation", "invite_reject"),
+    Command("federation invite revoke", "take an invitation back", "invite_revoke"),
     Command("config list", "list the configured SuperLinks (ls)", "config_list"),
     Command("config ls", "list the configured SuperLinks", "config_list", alias_of="config list"),
     Command("certs init", "make the CAs and certificates of a deployment", "certs_init"),
@@ -45,17 +59,13 @@ COMMANDS: tuple[Command, ...] = (
     _absent("chat", "talk to an AgentApp"),
     _absent("app publish", "publish an app on Flower Hub"),
     _absent("app review", "review an app on Flower Hub"),
-    _absent("federation list", "list federations"),
-    _absent("federation ls", "list federations"),
-    _absent("federation show", "show a federation"),
-    _absent("federation create", "create a federation"),
-    _absent("federation archive", "archive a federation"),
-    _absent("federation add-supernode", "add a SuperNode to a federation"),
-    _absent("federation remove-supernode", "remove a SuperNode from a federation"),
-    _absent("federation remove-account", "remove an account from a federation"),
     _absent("federation simulation-config", "configure a simulation"),
-    _absent("federation invite", "manage invitations"),
 )
 
 BY_NAME = {command.name: command for command in COMMANDS}
-GROUPS = frozenset(command.name.split()[0] for command in COMMANDS if " " in command.name)
+GROUPS = frozenset(
+    " ".join(words[:length])
+    for words in (command.name.split() for command in COMMANDS)
+    for length in range(1, len(words))
+)
+"""What commands begin with that have several words."""

@@ -11,8 +11,6 @@ _NEEDS = {
     "app": "needs an account at Flower Hub, flower.ai; use stock's flwr for it.",
     "federation simulation-config": "needs a simulation runtime, which Trellis has not. "
     "`trellis up --supernodes N` starts a federation on this machine.",
-    "federation": "needs a SuperLink that manages several federations; a Trellis SuperLink is one federation. "
-    "`trellis supernode list` shows who is in it.",
 }
 
 

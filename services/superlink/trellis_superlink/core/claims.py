@@ -22,6 +22,7 @@ class Claim:
     run_id: int
     executor_id: str
     status: str  # of the run
+    federation: str  # of the run
 
 
 def hash_of(token: str) -> str:
@@ -41,7 +42,9 @@ class Claims:
             claim = await self._ground.db.read(lambda conn: self.find(conn, digest))
             if claim is None:
                 raise Unauthenticated("The token belongs to no run.")
-            holder = Principal.executor(claim.executor_id, run_id=claim.run_id, claim=digest)
+            holder = Principal.executor(
+                claim.executor_id, run_id=claim.run_id, claim=digest, federation=claim.federation
+            )
             self._holders[digest] = holder
         return holder
 
@@ -75,6 +78,6 @@ class Claims:
         self._holders.pop(token_hash, None)
 
 
-_CLAIMS = select(claims.c.token_hash, claims.c.run_id, claims.c.executor_id, runs.c.status).join(
+_CLAIMS = select(claims.c.token_hash, claims.c.run_id, claims.c.executor_id, runs.c.status, runs.c.federation).join(
     runs, runs.c.run_id == claims.c.run_id
 )

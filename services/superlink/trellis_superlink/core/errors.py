@@ -31,7 +31,7 @@ class BadFab(Refused):
 
 
 class BadConfig(Refused):
-    """An override names a key that the app does not have, or the federation does not exist."""
+    """An override names a key that the app does not have."""
 
 
 class BadObject(Refused):
@@ -60,6 +60,34 @@ class RegistrationClosed(Refused):
 
 class BadInterval(Refused):
     """The heartbeat interval is outside 10 to 1800 seconds (Flower 1.23 on)."""
+
+
+class NoFederation(Refused):
+    """The federation does not exist, or not for who asks."""
+
+
+class BadFederationName(Refused):
+    """A federation cannot be called this."""
+
+
+class FederationExists(Refused):
+    """A federation has, or had, this name."""
+
+
+class MemberAlready(Refused):
+    """The account is in the federation already."""
+
+
+class NodeAlready(Refused):
+    """The node is in the federation already."""
+
+
+class NoMember(Refused):
+    """The account is not in the federation."""
+
+
+class NoInvitation(Refused):
+    """No invitation to this federation is open."""
 
 
 class RunOver(CoreError):

@@ -121,7 +121,7 @@ class Mail:
             _parcel_problem(parcel)
             or instruction_problem(parcel.metadata, now=now)
             or ("The message names another run." if parcel.metadata.run_id != run_id else "")
-            or ("" if self._nodes.knows(parcel.metadata.dst_node_id) else "The message goes to an unknown node.")
+            or self._addressee_problem(who, parcel.metadata.dst_node_id)
             for parcel in parcels
         ]
         taken = [parcel for parcel, refusal in zip(parcels, refusals, strict=True) if not refusal]
@@ -185,6 +185,9 @@ class Mail:
         if not any(pushed.refusals):
             self._ledger.received(meta.run_id, _along(parcel))
         return pushed
+
+    def _addressee_problem(self, who: Principal, node_id: int) -> str:
+        return "" if self._nodes.reaches(who, node_id) else "The message goes to a node that this run does not have."
 
     def _known(self, conn: Connection, parcels: Sequence[Parcel]) -> dict[str, Row]:
         return {row.message_id: row for row in self._rows(conn, [parcel.tree.object_id for parcel in parcels])}

@@ -28,6 +28,7 @@ from trellis_superlink.core.errors import (
     RegistrationClosed,
     Unauthenticated,
 )
+from trellis_superlink.core.federations import Federations
 from trellis_superlink.core.principals import NO_ACCOUNT, SUPERLINK_NODE_ID, Kind, Principal
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.tables import beats, messages, nodes
@@ -80,12 +81,14 @@ class Nodes:
         self,
         ground: Ground,
         gone: Callable[[Tx, Sequence[int], str], object],
+        federations: Federations,
         *,
         open_registration: bool,
     ) -> None:
         """`gone` answers, inside a transaction, what nodes that went away still had to do."""
         self._ground = ground
         self._gone = gone
+        self._federations = federations
         self._open = open_registration
         self._nodes: dict[int, Node] = {}
         self._by_key: dict[bytes, int] = {}
@@ -227,8 +230,9 @@ class Nodes:
             raise Unauthenticated("Invalid node ID")
         return Principal.node(node_id, node.name)
 
-    def knows(self, node_id: int) -> bool:
-        return node_id in self._nodes
+    def reaches(self, who: Principal, node_id: int) -> bool:
+        """Whether there is such a node in the federation of the caller's run."""
+        return node_id in self._nodes and self._federations.holds(who.federation, node_id)
 
     def online(self, node_id: int) -> bool:
         node = self._nodes.get(node_id)
@@ -289,15 +293,24 @@ class Nodes:
             self._beating |= beating
             raise
 
-    async def list(self, who: Principal) -> builtins.list[Node]:
-        """All nodes that are not unregistered, oldest first."""
+    async def list(self, who: Principal, federation: str | None = None) -> builtins.list[Node]:
+        """All nodes that are not unregistered, or those of one federation; oldest first."""
         _require_operator(who)
-        return sorted((self._shown(node) for node in self._nodes.values()), key=lambda node: node.registered_at)
+        found = [
+            self._shown(node)
+            for node in self._nodes.values()
+            if federation is None or self._federations.holds(federation, node.node_id)
+        ]
+        return sorted(found, key=lambda node: node.registered_at)
 
     async def available(self, who: Principal) -> Sequence[Node]:
         """The nodes online in the federation of the caller's run (GetNodes). Forbidden without a run."""
         _run = who.run  # only the executor of a run may ask
-        return [self._shown(node) for node in self._nodes.values() if self.online(node.node_id)]
+        return [
+            self._shown(node)
+            for node in self._nodes.values()
+            if self.online(node.node_id) and self._federations.holds(who.federation, node.node_id)
+        ]
 
     # ---- inside
 
@@ -384,6 +397,7 @@ class Nodes:
             tx.conn.execute(
                 update(nodes).where(nodes.c.node_id == node_id).values(unregistered_at=now, online_until=None)
             )
+            self._federations.release(tx, node_id)
             self._gone(tx, [node_id], LEFT)
 
         await self._ground.db.write(remove)

@@ -12,7 +12,8 @@ SUPERLINK_NODE_ID = 1
 """Node id of the SuperLink itself, and of every ServerApp (Flower 1.20-1.42)."""
 
 DEFAULT_FEDERATION = "default"
-"""The one federation there is without federation management; edges also accept "" and "@none/default" for it."""
+"""The federation of all accounts, and of the nodes that no other one holds; edges also take "" and "@none/default"
+for it."""
 
 
 class Kind(StrEnum):
@@ -27,8 +28,9 @@ class Principal:
     """An authenticated caller.
 
     `id` is the account id, the node id in decimal, or the executor id. `run_id` is set for an executor that speaks
-    with the token of a claimed run: it may touch that run only. `claim` then names the claim. `may` is what an
-    account's roles give it: the edges look whether it may ask at all, the core how far that reaches.
+    with the token of a claimed run: it may touch that run only, in that run's `federation`. `claim` then names the
+    claim. `may` is what an account's roles give it: the edges look whether it may ask at all, the core how far that
+    reaches.
     """
 
     kind: Kind
@@ -36,6 +38,7 @@ class Principal:
     name: str = ""
     run_id: int | None = None
     claim: str = ""
+    federation: str = ""
     may: frozenset[Permission] = frozenset()
 
     @classmethod
@@ -47,8 +50,10 @@ class Principal:
         return cls(Kind.NODE, str(node_id), name)
 
     @classmethod
-    def executor(cls, executor_id: str, name: str = "", *, run_id: int | None = None, claim: str = "") -> Principal:
-        return cls(Kind.EXECUTOR, executor_id, name, run_id, claim)
+    def executor(
+        cls, executor_id: str, name: str = "", *, run_id: int | None = None, claim: str = "", federation: str = ""
+    ) -> Principal:
+        return cls(Kind.EXECUTOR, executor_id, name, run_id, claim, federation)
 
     @property
     def node_id(self) -> int:

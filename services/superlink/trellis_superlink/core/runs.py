@@ -20,6 +20,7 @@ from trellis_superlink.core import access, trees
 from trellis_superlink.core.base import Ground
 from trellis_superlink.core.claims import Claims
 from trellis_superlink.core.errors import BadConfig, BadFab, BadObject, Forbidden, NotFound, RunFinished, RunOver
+from trellis_superlink.core.federations import Federations
 from trellis_superlink.core.letters import Letters, run_going_on
 from trellis_superlink.core.overrides import dump_config, load_config
 from trellis_superlink.core.parcels import State
@@ -99,8 +100,9 @@ def run_of(row: Any) -> Run:
 
 
 class Runs:
-    def __init__(self, ground: Ground, letters: Letters, claims: Claims) -> None:
+    def __init__(self, ground: Ground, letters: Letters, claims: Claims, federations: Federations) -> None:
         self._ground = ground
+        self._federations = federations
         self._letters = letters
         self._claims = claims
         self._when_over: list[Callable[[int, bool], None]] = []
@@ -119,11 +121,9 @@ class Runs:
         override_config: Mapping[str, Scalar],
         federation: str = DEFAULT_FEDERATION,
     ) -> Run:
-        """Stores the FAB and a pending run. BadFab, BadConfig."""
+        """Stores the FAB and a pending run. BadFab, BadConfig, NoFederation."""
         if who.kind not in (Kind.ACCOUNT, Kind.SYSTEM):
             raise Forbidden("Only an account may start runs.")
-        if federation != DEFAULT_FEDERATION:
-            raise BadConfig(f"Federation '{federation}' does not exist")
         try:
             info = await asyncio.to_thread(inspect, fab)
         except FabError as error:
@@ -134,6 +134,7 @@ class Runs:
             raise BadConfig(str(error)) from error
 
         def add(tx: Tx) -> Run:
+            self._federations.require_member(tx.conn, who, federation)
             if tx.conn.scalar(select(fabs.c.fab_hash).where(fabs.c.fab_hash == info.fab_hash)) is None:
                 tx.conn.execute(insert(fabs).values(fab_hash=info.fab_hash, content=fab))
             run_id = SUPERLINK_NODE_ID
@@ -184,8 +185,10 @@ class Runs:
             raise Forbidden("Only an account may stop runs.")
         await self._ground.db.write(end)
 
-    async def list(self, who: Principal, *, limit: int | None = None, skip: int = 0) -> builtins.list[Run]:
-        """Newest first; an account's own, unless it may see all."""
+    async def list(
+        self, who: Principal, *, federation: str | None = None, limit: int | None = None, skip: int = 0
+    ) -> builtins.list[Run]:
+        """Newest first; an account's own, unless it may see all; of all federations or one."""
         query = select(runs).order_by(runs.c.pending_at.desc(), runs.c.run_id).offset(min(skip, _INT64_MAX))
         if limit is not None:
             query = query.limit(min(limit, _INT64_MAX))
@@ -193,6 +196,8 @@ class Runs:
             raise Forbidden("Only an account may list runs.")
         if who.kind is Kind.ACCOUNT and Permission.ALL_RUNS_SEE not in who.may:
             query = query.where(runs.c.owner_id == who.id)
+        if federation is not None:
+            query = query.where(runs.c.federation == federation)
         return await self._ground.db.read(lambda conn: [run_of(row) for row in conn.execute(query)])
 
     async def get(self, who: Principal, run_id: int) -> Run:

@@ -20,6 +20,7 @@ from trellis_superlink.core.base import Ground
 from trellis_superlink.core.claims import Claims
 from trellis_superlink.core.deadlines import Deadlines
 from trellis_superlink.core.executors import Executors
+from trellis_superlink.core.federations import Federations
 from trellis_superlink.core.ledger import Ledger
 from trellis_superlink.core.letters import INSTRUCTION, Letters, MailState
 from trellis_superlink.core.logs import Logs
@@ -76,7 +77,7 @@ class Counts:
 
 class Core:
     """`core = await Core.open(config)`; then `core.runs`, `.nodes`, `.mail`, `.objects`, `.logs`, `.executors`,
-    `.artifacts`; at the end `await core.close()`."""
+    `.artifacts`, `.federations`; at the end `await core.close()`."""
 
     def __init__(self, ground: Ground, config: CoreConfig, temporary: Path | None, lock: BinaryIO) -> None:
         self._ground = ground
@@ -88,8 +89,11 @@ class Core:
         self._claims = Claims(ground)
         self._ledger = Ledger(ground)
         self.logs = Logs(ground)
-        self.runs = Runs(ground, self._letters, self._claims)
-        self.nodes = Nodes(ground, self._letters.node_gone, open_registration=config.open_registration)
+        self.federations = Federations(ground)
+        self.runs = Runs(ground, self._letters, self._claims, self.federations)
+        self.nodes = Nodes(
+            ground, self._letters.node_gone, self.federations, open_registration=config.open_registration
+        )
         self.objects = Objects(ground, self._letters, cache, self._ledger)
         self.mail = Mail(ground, self._letters, cache, self.nodes, self._ledger)
         self.executors = Executors(
@@ -137,6 +141,7 @@ class Core:
         return core
 
     async def _load(self) -> None:
+        await self.federations.load()
         await self.nodes.load()
         await self._letters.expire()
         await self._letters.collect()

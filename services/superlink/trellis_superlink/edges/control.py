@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 from trellis_wire import config
 from trellis_wire.identity import parse_public_key, public_pem
-from trellis_wire.pb.edge import control_pb2, federation_pb2
+from trellis_wire.pb.edge import control_pb2, run_pb2
 
 from trellis_superlink.core.errors import BadConfig, BadFab, NotFound
 from trellis_superlink.core.logs import LogEntry
@@ -23,7 +23,7 @@ from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.links import Links
 from trellis_superlink.edges.login import Login
 from trellis_superlink.edges.rpc import Call, Drain, Handler, Service
-from trellis_superlink.edges.rpcs import CONTROL, EXEC, NO_LOGIN
+from trellis_superlink.edges.rpcs import CONTROL, EXEC, NO_LOGIN, SIMULATIONS
 from trellis_superlink.edges.versions import (
     DEFAULT_NAMES,
     Dialect,
@@ -83,6 +83,16 @@ class Control:
             "ListNodes": self.list_nodes,
             "ListFederations": self.list_federations,
             "ShowFederation": self.show_federation,
+            "CreateFederation": self.create_federation,
+            "ArchiveFederation": self.archive_federation,
+            "AddNodeToFederation": self.add_node_to_federation,
+            "RemoveNodeFromFederation": self.remove_node_from_federation,
+            "RemoveAccountFromFederation": self.remove_account_from_federation,
+            "CreateInvitation": self.create_invitation,
+            "ListInvitations": self.list_invitations,
+            "AcceptInvitation": self.accept_invitation,
+            "RejectInvitation": self.reject_invitation,
+            "RevokeInvitation": self.revoke_invitation,
             "StreamRunEvents": self.stream_run_events,
             "ListRunSeries": self.list_run_series,
             "GetRunSeries": self.get_run_series,
@@ -105,6 +115,13 @@ class Control:
     def _details(self, call: Call, error: EdgeError) -> str:
         return error.as_json() if error.code is not None and self._speech(call).json_errors else error.text
 
+    def _name(self, call: Call, federation: str) -> str:
+        """What the caller's release calls a federation."""
+        return self._speech(call).federation if federation == DEFAULT_FEDERATION else federation
+
+    def _run(self, call: Call, run: Run) -> run_pb2.Run:
+        return convert.run_to_edge(run, self._name(call, run.federation))
+
     async def _send(self, call: Call, answer: Message) -> None:
         """In the layout of the caller's release."""
         await call.send(encode(answer, self._version(call)))
@@ -113,7 +130,8 @@ class Control:
 
     async def start_run(self, call: Call) -> None:
         request = await call.request(control_pb2.StartRunRequest)
-        _require_federation(request.federation)
+        federation = _federation(request.federation)
+        call.note(federation=federation)
         if not request.fab.content:
             what = f"The app {request.app_spec!r} would come from Flower Hub" if request.app_spec else "No app was sent"
             raise EdgeError(StatusCode.FAILED_PRECONDITION, f"{what}; give `flwr run` the app's directory.", 33)
@@ -125,12 +143,12 @@ class Control:
             call.account,
             request.fab.content,
             override_config=config.from_edge(request.override_config),
-            federation=DEFAULT_FEDERATION,
+            federation=federation,
         )
         call.note(run_id=run.run_id, fab_hash=run.fab_hash)
         await call.send(
             control_pb2.StartRunResponse(
-                run_id=run.run_id, series_id=run.run_id, federation=self._speech(call).federation
+                run_id=run.run_id, series_id=run.run_id, federation=self._name(call, run.federation)
             )
         )
 
@@ -149,7 +167,7 @@ class Control:
             runs = await self._core.runs.list(call.account, limit=limit, skip=request.skip)
         answer = control_pb2.ListRunsResponse(now=_now())
         for run in runs:
-            answer.run_dict[run.run_id].CopyFrom(convert.run_to_edge(run, self._speech(call).federation))
+            answer.run_dict[run.run_id].CopyFrom(self._run(call, run))
         await call.send(answer)
 
     async def stream_logs(self, call: Call) -> None:
@@ -198,26 +216,20 @@ class Control:
 
     async def list_run_series(self, call: Call) -> None:
         request = await call.request(control_pb2.ListRunSeriesRequest)
-        _require_federation(request.federation_id)
-        runs = [] if request.is_agent else await self._core.runs.list(call.account)
+        federation = None if not request.federation_id else _federation(request.federation_id)
+        runs = [] if request.is_agent else await self._core.runs.list(call.account, federation=federation)
         if request.updated_before:
             before = _time(request.updated_before)
             runs = [run for run in runs if _time(convert.iso(convert.updated_at(run))) < before]
         limit = request.limit if request.HasField("limit") else None
-        name = self._speech(call).federation
-        await call.send(
-            control_pb2.ListRunSeriesResponse(entries=[convert.series_to_edge(run, name) for run in runs[:limit]])
-        )
+        entries = [convert.series_to_edge(run, self._name(call, run.federation)) for run in runs[:limit]]
+        await call.send(control_pb2.ListRunSeriesResponse(entries=entries))
 
     async def get_run_series(self, call: Call) -> None:
         request = await call.request(control_pb2.GetRunSeriesRequest)
         run = await self._of_series(call, request.series_id)
-        name = self._speech(call).federation
-        await call.send(
-            control_pb2.GetRunSeriesResponse(
-                series=convert.series_to_edge(run, name), runs=[convert.run_to_edge(run, name)]
-            )
-        )
+        series = convert.series_to_edge(run, self._name(call, run.federation))
+        await call.send(control_pb2.GetRunSeriesResponse(series=series, runs=[self._run(call, run)]))
 
     async def list_run_series_events(self, call: Call) -> None:
         request = await call.request(control_pb2.ListRunSeriesEventsRequest)
@@ -258,24 +270,90 @@ class Control:
         answer = control_pb2.ListNodesResponse(nodes_info=[convert.node_to_edge(node) for node in nodes], now=_now())
         await self._send(call, answer)
 
-    # ---- the one federation ----------------------------------------------------------------------------------------
+    # ---- federations -----------------------------------------------------------------------------------------------
 
     async def list_federations(self, call: Call) -> None:
         await call.request(control_pb2.ListFederationsRequest)
-        federation = federation_pb2.Federation(name=self._speech(call).federation)
-        await self._send(call, control_pb2.ListFederationsResponse(federations=[federation]))
+        found = await self._core.federations.list(call.account)
+        answer = [convert.federation_to_edge(one, self._name(call, one.name)) for one in found]
+        await self._send(call, control_pb2.ListFederationsResponse(federations=answer))
 
     async def show_federation(self, call: Call) -> None:
         request = await call.request(control_pb2.ShowFederationRequest)
-        _require_federation(request.federation_name)
-        speech = self._speech(call)
-        member = federation_pb2.Member(
-            account=federation_pb2.Account(id=call.account.id, name=call.account.name), role="owner"
+        name = _federation(request.federation_name)
+        federation = await self._core.federations.get(call.account, name)
+        answer = convert.federation_to_edge(federation, self._name(call, name))
+        answer.nodes.extend(convert.node_to_edge(node) for node in await self._core.nodes.list(call.account, name))
+        answer.runs.extend(self._run(call, run) for run in await self._core.runs.list(call.account, federation=name))
+        await self._send(call, control_pb2.ShowFederationResponse(federation=answer, now=_now()))
+
+    async def create_federation(self, call: Call) -> None:
+        request = await call.request(control_pb2.CreateFederationRequest)
+        call.note(federation=request.federation_name)
+        if request.simulation:
+            raise SIMULATIONS.error()
+        made = await self._core.federations.create(call.account, request.federation_name, request.description)
+        call.note(federation=made.name)
+        answer = convert.federation_to_edge(made, made.name)
+        await self._send(call, control_pb2.CreateFederationResponse(federation=answer))
+
+    async def archive_federation(self, call: Call) -> None:
+        request = await call.request(control_pb2.ArchiveFederationRequest)
+        await self._core.federations.archive(call.account, _noted(call, request.federation_name))
+        await call.send(control_pb2.ArchiveFederationResponse())
+
+    async def add_node_to_federation(self, call: Call) -> None:
+        request = await call.request(control_pb2.AddNodeToFederationRequest)
+        call.note(node_id=request.node_id)
+        await self._core.federations.add_node(call.account, _noted(call, request.federation_name), request.node_id)
+        await call.send(control_pb2.AddNodeToFederationResponse())
+
+    async def remove_node_from_federation(self, call: Call) -> None:
+        request = await call.request(control_pb2.RemoveNodeFromFederationRequest)
+        call.note(node_id=request.node_id)
+        await self._core.federations.remove_node(call.account, _noted(call, request.federation_name), request.node_id)
+        await call.send(control_pb2.RemoveNodeFromFederationResponse())
+
+    async def remove_account_from_federation(self, call: Call) -> None:
+        request = await call.request(control_pb2.RemoveAccountFromFederationRequest)
+        whom = request.account_name if request.HasField("account_name") else None
+        call.note(subject=whom)
+        await self._core.federations.remove_account(call.account, _noted(call, request.federation_name), whom)
+        await call.send(control_pb2.RemoveAccountFromFederationResponse())
+
+    async def create_invitation(self, call: Call) -> None:
+        request = await call.request(control_pb2.CreateInvitationRequest)
+        whom = request.invitee_account_name
+        call.note(subject=whom)
+        await self._core.federations.invite(call.account, _noted(call, request.federation_name), whom)
+        await call.send(control_pb2.CreateInvitationResponse())
+
+    async def list_invitations(self, call: Call) -> None:
+        await call.request(control_pb2.ListInvitationsRequest)
+        sent, received = await self._core.federations.invitations(call.account)
+        await call.send(
+            control_pb2.ListInvitationsResponse(
+                created_invitations=[convert.invitation_to_edge(one) for one in sent],
+                received_invitations=[convert.invitation_to_edge(one) for one in received],
+            )
         )
-        nodes = [convert.node_to_edge(node) for node in await self._core.nodes.list(call.account)]
-        runs = [convert.run_to_edge(run, speech.federation) for run in await self._core.runs.list(call.account)]
-        federation = federation_pb2.Federation(name=speech.federation, members=[member], nodes=nodes, runs=runs)
-        await self._send(call, control_pb2.ShowFederationResponse(federation=federation, now=_now()))
+
+    async def accept_invitation(self, call: Call) -> None:
+        request = await call.request(control_pb2.AcceptInvitationRequest)
+        await self._core.federations.answer(call.account, _noted(call, request.federation_name), accept=True)
+        await call.send(control_pb2.AcceptInvitationResponse())
+
+    async def reject_invitation(self, call: Call) -> None:
+        request = await call.request(control_pb2.RejectInvitationRequest)
+        await self._core.federations.answer(call.account, _noted(call, request.federation_name), accept=False)
+        await call.send(control_pb2.RejectInvitationResponse())
+
+    async def revoke_invitation(self, call: Call) -> None:
+        request = await call.request(control_pb2.RevokeInvitationRequest)
+        whom = request.invitee_account_name
+        call.note(subject=whom)
+        await self._core.federations.revoke(call.account, _noted(call, request.federation_name), whom)
+        await call.send(control_pb2.RevokeInvitationResponse())
 
     # ---- login -----------------------------------------------------------------------------------------------------
 
@@ -284,9 +362,16 @@ class Control:
         raise NO_LOGIN.error()
 
 
-def _require_federation(name: str) -> None:
-    if name not in DEFAULT_NAMES:
-        raise EdgeError(StatusCode.FAILED_PRECONDITION, f"Federation '{name}' does not exist", 25)
+def _federation(name: str) -> str:
+    """The core's name for it: releases call the default one differently."""
+    return DEFAULT_FEDERATION if name in DEFAULT_NAMES else name
+
+
+def _noted(call: Call, name: str) -> str:
+    """The federation that a call is about, for its audit line too."""
+    federation = _federation(name)
+    call.note(federation=federation)
+    return federation
 
 
 async def _run_known(work: Awaitable[T]) -> T:

@@ -10,8 +10,9 @@ from trellis_wire import config
 from trellis_wire.messages import MessageError, Metadata, decode_message_object
 from trellis_wire.objects import ObjectError, Tree, object_id
 from trellis_wire.pb.appio import appio_pb2
-from trellis_wire.pb.edge import control_pb2, fleet_pb2, message_pb2, node_pb2, records_pb2, run_pb2
+from trellis_wire.pb.edge import control_pb2, federation_pb2, fleet_pb2, message_pb2, node_pb2, records_pb2, run_pb2
 
+from trellis_superlink.core.federations import Federation, Invitation
 from trellis_superlink.core.nodes import Node
 from trellis_superlink.core.parcels import Parcel, State
 from trellis_superlink.core.runs import HistoryEntry, Run
@@ -103,6 +104,32 @@ def node_to_edge(node: Node) -> node_pb2.NodeInfo:
     if node.name:
         info.name = node.name
     return info
+
+
+def federation_to_edge(federation: Federation, name: str) -> federation_pb2.Federation:
+    """The layout of 1.27 and later. `name` is what the caller's release calls it."""
+    return federation_pb2.Federation(
+        name=name,
+        description=federation.description,
+        archived=federation.archived,
+        members=[
+            federation_pb2.Member(
+                account=federation_pb2.Account(id=one.account_id, name=one.account_name), role=one.role
+            )
+            for one in federation.members
+        ],
+    )
+
+
+def invitation_to_edge(invitation: Invitation) -> federation_pb2.Invitation:
+    return federation_pb2.Invitation(
+        federation_name=invitation.federation,
+        inviter=federation_pb2.Account(id=invitation.inviter_id, name=invitation.inviter_name),
+        invitee=federation_pb2.Account(name=invitation.invitee_name),
+        status=invitation.status,
+        created_at=iso(invitation.created_at),
+        status_changed_at=iso(invitation.changed_at),
+    )
 
 
 def parcel_from_edge(message: message_pb2.Message, tree: message_pb2.ObjectTree, inline: Mapping[str, bytes]) -> Parcel:

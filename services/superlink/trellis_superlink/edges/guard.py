@@ -161,6 +161,8 @@ class Guard:
             more={
                 "permission": permission_of(service.name, call.method),
                 "node_id": _number(ids.get("node_id")),
+                "federation": _text(ids.get("federation")),
+                "subject": _text(ids.get("subject")),
                 "request_id": call.request_id,
                 "client": call.client or None,
             },

@@ -29,11 +29,11 @@ _CONTROL: Final[Mapping[str, Permission]] = {
     "ListInvitations": Permission.FEDERATIONS_SEE,
     "AcceptInvitation": Permission.FEDERATIONS_SEE,
     "RejectInvitation": Permission.FEDERATIONS_SEE,
+    "RemoveAccountFromFederation": Permission.FEDERATIONS_SEE,  # to leave; the core asks for more to remove others
     "CreateFederation": Permission.FEDERATIONS_MANAGE,
     "ArchiveFederation": Permission.FEDERATIONS_MANAGE,
     "AddNodeToFederation": Permission.FEDERATIONS_MANAGE,
     "RemoveNodeFromFederation": Permission.FEDERATIONS_MANAGE,
-    "RemoveAccountFromFederation": Permission.FEDERATIONS_MANAGE,
     "CreateInvitation": Permission.FEDERATIONS_MANAGE,
     "RevokeInvitation": Permission.FEDERATIONS_MANAGE,
     "SetFederationIcon": Permission.FEDERATIONS_MANAGE,
@@ -88,7 +88,7 @@ CHANGING: Final = frozenset(
     {
         *("StartRun", "StopRun", "UpdateRunSeriesDescription", "RegisterNode", "UnregisterNode"),
         *(name for name, permission in _CONTROL.items() if permission is Permission.FEDERATIONS_MANAGE),
-        *("AcceptInvitation", "RejectInvitation"),
+        *("AcceptInvitation", "RejectInvitation", "RemoveAccountFromFederation"),
         *("CreateNode", "DeleteNode", "ActivateNode", "DeactivateNode"),
     }
 )

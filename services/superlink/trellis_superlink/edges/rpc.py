@@ -36,6 +36,8 @@ T = TypeVar("T")
 BODY_SECONDS = 600.0
 """What a call may take to be sent: 20 MiB at 300 kbit/s. Where others wait for its room, flow.py is stricter."""
 
+_MAX_ID = 200  # characters of a name in log and audit lines
+
 PACKAGE_VERSION = "flwr-package-version"
 _COMPONENT_NAME = "flwr-component-name"
 
@@ -177,7 +179,8 @@ class Call:
             await work()
 
     def note(self, **ids: object) -> None:
-        """Put ids into each log line of this call from now on."""
+        """Put ids into each log line of this call from now on; names that somebody sent are cut."""
+        ids = {key: value[:_MAX_ID] if isinstance(value, str) else value for key, value in ids.items()}
         self.ids |= ids
         self._stack.enter_context(logs.bound(**ids))
 

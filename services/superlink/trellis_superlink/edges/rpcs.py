@@ -45,8 +45,8 @@ class Rpc:
     over_grpc: bool = True
 
 
-_FEDERATIONS = Refusal("SuperLink does not support federation management.", 1)
-_SIMULATIONS = Refusal("This SuperLink runs real federations only, no simulations.")
+_ICONS = Refusal("This SuperLink keeps no icons.")
+SIMULATIONS: Final = Refusal("This SuperLink runs real federations only, no simulations.")
 _SERIES = Refusal("Each run is a series of its own here and is called after its app.")
 _AUTOMATIONS = Refusal("This SuperLink has no automations.")
 _CONNECTORS = Refusal("This SuperLink has no connectors.")
@@ -76,12 +76,12 @@ RPCS: Final[Mapping[str, Mapping[str, Rpc]]] = {
         **_since(22, "PullArtifacts"),
         **_since(23, "RegisterNode", "UnregisterNode", "ListNodes"),
         **_since(24, "ListFederations", "ShowFederation"),
-        **_since(27, "CreateFederation", "ArchiveFederation", refusal=_FEDERATIONS),
-        **_since(27, "AddNodeToFederation", "RemoveNodeFromFederation", refusal=_FEDERATIONS),
-        **_since(27, "CreateInvitation", "ListInvitations", "AcceptInvitation", refusal=_FEDERATIONS),
-        **_since(27, "RejectInvitation", "RevokeInvitation", refusal=_FEDERATIONS),
-        **_since(28, "RemoveAccountFromFederation", refusal=_FEDERATIONS),
-        **_since(28, "ConfigureSimulationFederation", refusal=_SIMULATIONS),
+        **_since(27, "CreateFederation", "ArchiveFederation"),
+        **_since(27, "AddNodeToFederation", "RemoveNodeFromFederation"),
+        **_since(27, "CreateInvitation", "ListInvitations", "AcceptInvitation"),
+        **_since(27, "RejectInvitation", "RevokeInvitation"),
+        **_since(28, "RemoveAccountFromFederation"),
+        **_since(28, "ConfigureSimulationFederation", refusal=SIMULATIONS),
         **_since(28, "StreamRunEvents"),
         **_since(31, "ListRunSeries", "GetRunSeries"),
         **_since(33, "StartAutomation", "ListAutomations", "StopAutomation", refusal=_AUTOMATIONS),
@@ -94,7 +94,7 @@ RPCS: Final[Mapping[str, Mapping[str, Rpc]]] = {
         **_since(37, "UpdateRunSeriesDescription", refusal=_SERIES),
         **_since(37, "ListRunSeriesEvents"),
         **_since(38, "ListAppAssociations", refusal=_CATALOGUE),
-        **_since(40, "SetFederationIcon", refusal=_FEDERATIONS),
+        **_since(40, "SetFederationIcon", refusal=_ICONS),
     },
     FLEET: {
         **_since(20, "CreateNode", "DeleteNode", until=(1, 22)),

@@ -213,6 +213,50 @@ artifacts = Table(
     PrimaryKeyConstraint("run_id", "name"),
 )
 
+# The default federation has no rows here: see core.federations. Members are known by the login provider's account ids.
+federations = Table(
+    "federations",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("archived_at", Double),
+)
+
+federation_members = Table(
+    "federation_members",
+    metadata,
+    Column("federation", Text, nullable=False),
+    Column("account_id", Text, nullable=False),
+    Column("account_name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("since", Double, nullable=False),
+    PrimaryKeyConstraint("federation", "account_id"),
+)
+
+federation_nodes = Table(
+    "federation_nodes",
+    metadata,
+    Column("federation", Text, nullable=False),
+    Column("node_id", Id64, nullable=False),
+    PrimaryKeyConstraint("federation", "node_id"),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("entry", Integer, primary_key=True),
+    Column("federation", Text, nullable=False),
+    Column("inviter_id", Text, nullable=False),
+    Column("inviter_name", Text, nullable=False),
+    Column("invitee_name", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+Index("invitations_by_invitee", invitations.c.invitee_name)
+Index("invitations_by_inviter", invitations.c.inviter_id)
+
 # Keys that a SuperLink makes for itself once, and every replica of it uses.
 keys = Table(
     "keys",

@@ -198,16 +198,58 @@ async def test_the_one_federation_has_the_name_that_the_release_knows(net: Netwo
     assert [(one.account.name, one.role) for one in shown.federation.members] == [("none", "owner")]
 
 
-async def test_what_needs_login_or_federations_says_so(net: Network) -> None:
+async def test_what_needs_login_says_so(net: Network) -> None:
     login = "ControlServicer initialized without account authentication"
     assert await refusal(net.control.GetLoginDetails(control_pb2.GetLoginDetailsRequest())) == (
         StatusCode.UNIMPLEMENTED,
         login,
     )
     assert (await refusal(net.control.GetAuthTokens(control_pb2.GetAuthTokensRequest())))[1] == login
-    create = net.control.CreateFederation(control_pb2.CreateFederationRequest(federation_name="@a/b"), metadata=V1_36)
-    status, text = await refusal(create)
-    assert (status, json.loads(text)["code"]) == (StatusCode.UNIMPLEMENTED, 1)
+
+
+async def test_a_federation_from_its_making_to_its_end(net: Network) -> None:
+    ours = "@none/ours"
+    create = control_pb2.CreateFederationRequest(federation_name="ours", description="three sites")
+    assert (await net.control.CreateFederation(create)).federation.name == ours
+    status, text = await refusal(net.control.CreateFederation(create, metadata=V1_36))
+    assert (status, json.loads(text)["code"]) == (StatusCode.ALREADY_EXISTS, 4)
+    node = await net.node()
+    await net.control.AddNodeToFederation(
+        control_pb2.AddNodeToFederationRequest(federation_name=ours, node_id=node.node_id)
+    )
+    fab = run_pb2.Fab(content=net.fab)
+    started = await net.control.StartRun(control_pb2.StartRunRequest(fab=fab, federation=ours))
+    assert started.federation == ours
+    listed = await net.control.ListRuns(control_pb2.ListRunsRequest(run_id=started.run_id))
+    assert listed.run_dict[started.run_id].federation == ours
+    shown = await net.control.ShowFederation(control_pb2.ShowFederationRequest(federation_name=ours), metadata=V1_36)
+    assert [one.node_id for one in shown.federation.nodes] == [node.node_id]
+    assert [run.run_id for run in shown.federation.runs] == [started.run_id]
+    default = await net.control.ShowFederation(control_pb2.ShowFederationRequest(), metadata=V1_36)
+    assert not default.federation.nodes
+    assert not default.federation.runs
+    await net.control.CreateInvitation(
+        control_pb2.CreateInvitationRequest(federation_name=ours, invitee_account_name="bob")
+    )
+    invited = await net.control.ListInvitations(control_pb2.ListInvitationsRequest())
+    assert [(one.federation_name, one.invitee.name, one.status) for one in invited.created_invitations] == [
+        (ours, "bob", "pending")
+    ]
+    await net.control.RevokeInvitation(
+        control_pb2.RevokeInvitationRequest(federation_name=ours, invitee_account_name="bob")
+    )
+    accept = net.control.AcceptInvitation(control_pb2.AcceptInvitationRequest(federation_name=ours), metadata=V1_36)
+    assert json.loads((await refusal(accept))[1])["code"] == 7
+    await net.control.RemoveNodeFromFederation(
+        control_pb2.RemoveNodeFromFederationRequest(federation_name=ours, node_id=node.node_id)
+    )
+    await net.control.ArchiveFederation(control_pb2.ArchiveFederationRequest(federation_name=ours))
+    over = net.control.StartRun(control_pb2.StartRunRequest(fab=fab, federation=ours))
+    assert await refusal(over) == (StatusCode.FAILED_PRECONDITION, f"Federation '{ours}' does not exist")
+    listing = await net.control.ListFederations(control_pb2.ListFederationsRequest(), metadata=V1_36)
+    assert [(one.name, one.archived) for one in listing.federations] == [("@none/default", False), (ours, True)]
+    simulated = control_pb2.CreateFederationRequest(federation_name="other", simulation=True)
+    assert (await refusal(net.control.CreateFederation(simulated)))[0] is StatusCode.UNIMPLEMENTED
 
 
 PORTS = {CONTROL: "control", EXEC: "control", FLEET: "fleet", ADAPTER: "fleet"}

@@ -1,0 +1,24 @@
+"""Show a federation: its members, its SuperNodes, and those of its runs that you see."""
+
+import argparse
+
+from trellis_cli.arguments import add_format, add_superlink, superlink_of
+from trellis_cli.errors import EXIT_OK
+from trellis_cli.output import Output
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("federation", metavar="FEDERATION", help="@account/name")
+    add_format(parser)
+    add_superlink(parser)
+
+
+def execute(args: argparse.Namespace, out: Output) -> int:
+    connection = superlink_of(args)
+
+    from trellis_cli import views
+    from trellis_cli.control import Control
+
+    with Control(connection) as control:
+        views.show_federation(control.show_federation(args.federation), out)
+    return EXIT_OK

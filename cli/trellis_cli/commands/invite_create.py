@@ -1,0 +1,27 @@
+"""Invite an account to a federation."""
+
+import argparse
+
+from trellis_cli.arguments import add_format, add_superlink, superlink_of
+from trellis_cli.errors import EXIT_OK
+from trellis_cli.output import Output
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("account", metavar="ACCOUNT", help="the account's name")
+    parser.add_argument("federation", metavar="FEDERATION", help="@account/name")
+    add_format(parser)
+    add_superlink(parser)
+
+
+def execute(args: argparse.Namespace, out: Output) -> int:
+    connection = superlink_of(args)
+
+    from trellis_cli.control import Control
+
+    with Control(connection) as control:
+        control.invite(args.account, args.federation)
+    accept = f"flwr federation invite accept {args.federation}"
+    out.say(f"{args.account} is invited to {args.federation} and can accept: {accept}")
+    out.json({"success": True})
+    return EXIT_OK
