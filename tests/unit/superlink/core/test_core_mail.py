@@ -89,7 +89,7 @@ async def test_pushing_again_asks_for_what_is_still_missing(w: World) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"dst_node_id": 77}, "unknown node"),
+        ({"dst_node_id": 77}, "node that this run does not have"),
         ({"dst_node_id": 1}, "another node"),
         ({"src_node_id": 9}, "SuperLink"),
         ({"run_id": 5}, "another run"),

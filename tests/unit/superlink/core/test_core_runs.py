@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from trellis_superlink.core.errors import (
     BadConfig,
     BadFab,
+    NoFederation,
     NotFound,
     RunFinished,
     RunOver,
@@ -67,7 +68,7 @@ async def test_bad_submissions_change_nothing(w: World) -> None:
             await w.core.runs.start(NO_ACCOUNT, fab, override_config={})
     with pytest.raises(BadConfig, match="nonsense"):
         await w.core.runs.start(NO_ACCOUNT, w.fab, override_config={"nonsense": 1})
-    with pytest.raises(BadConfig, match="elsewhere"):
+    with pytest.raises(NoFederation, match="elsewhere"):
         await w.core.runs.start(NO_ACCOUNT, w.fab, override_config={}, federation="elsewhere")
     assert await w.core.runs.list(SYSTEM) == []
 

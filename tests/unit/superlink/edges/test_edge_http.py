@@ -132,8 +132,8 @@ async def test_what_login_would_need_is_said_and_not_kept(peer: Peer) -> None:
 
 
 async def test_known_and_unknown_paths(peer: Peer) -> None:
-    known = await peer.post("control/create-federation")
-    assert told(known) == (501, {"code": 1, "detail": "SuperLink does not support federation management."})
+    known = await peer.post("control/start-automation")
+    assert told(known) == (501, {"detail": "This SuperLink has no automations."})
     for path in ("control/nonsense", "fleet/create-node", "nonsense/pull-messages", "fleet/PullMessages"):
         assert told(await peer.post(path)) == (404, {"detail": "There is no such endpoint."})
     assert (await peer.client.get("/v1/control/list-runs")).status_code == 405
