@@ -332,7 +332,7 @@ MESSAGES = [
     Case("in a stranger's place", lambda w: w.done.push(w.done.reply(w.sent.metadata, {})), [], NOT_TAKEN, "node_id"),
     Case("a second one", second_reply, [], NOT_TAKEN + ".*answered already", "node_id"),
     Case("other metadata than its object", misleading, [], NOT_TAKEN + ".*own object", "node_id"),
-    Case("to an unknown node", lambda w: instruct(w, 12345), SOMETHING, NOT_SENT + ".*node that this run", "executor_id"),
+    Case("to an unknown node", lambda w: instruct(w, 12345), SOMETHING, NOT_SENT + ".*this run", "executor_id"),
     Case("to the SuperLink", lambda w: instruct(w, 1), SOMETHING, NOT_SENT, "executor_id"),
     Case("for another run", lambda w: instruct(w, run_id=UNKNOWN_RUN), SOMETHING, NOT_SENT + ".*run", "executor_id"),
     Case("expired", lambda w: instruct(w, created_at=time.time() - 99, ttl=9.0), SOMETHING, NOT_SENT, "executor_id"),
