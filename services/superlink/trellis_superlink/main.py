@@ -23,6 +23,7 @@ from trellis_kit.settings import load, reachable, split_address
 from trellis_kit.tls import ServerTls, interior_tls, server_tls
 
 from trellis_superlink.core.errors import TryAgainLater, Unusable
+from trellis_superlink.core.quotas import Limits
 from trellis_superlink.core.service import Core, CoreConfig
 from trellis_superlink.edges.adapter import Adapter
 from trellis_superlink.edges.control import Control
@@ -207,6 +208,7 @@ def core_config(settings: SuperLinkSettings) -> CoreConfig:
         storage_dir=settings.storage_dir,
         retention=settings.retention,
         artifact_limit=settings.artifact_limit,
+        limits=Limits(settings.runs_per_account, settings.bytes_per_account),
         open_registration=not settings.enable_supernode_auth,
         executor_hint=(
             f"Start one: trellis-serverapp {_executor_flags(settings)} --serverappio-api-address "

@@ -62,6 +62,10 @@ class SuperLinkSettings(Settings):
         description="What release `flwr` has where it does not say (before 1.30), for example 1.23",
     )
     artifact_limit: int = Field(4 * 1024**3, ge=0, description="Bytes of files that a run may leave behind")
+    runs_per_account: int | None = Field(None, ge=1, description="Unfinished runs that an account may have at once")
+    bytes_per_account: int | None = Field(
+        None, ge=0, description="Bytes that an account's runs may keep here: apps, messages, what they leave behind"
+    )
     retention: Seconds | None = Field(None, description="Finished runs older than this are pruned, for example 30d")
 
     enable_supernode_auth: bool = Field(

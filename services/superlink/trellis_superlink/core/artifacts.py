@@ -49,22 +49,25 @@ class Artifacts:
                 size += len(part)
                 if size > self._limit:
                     raise Refused(f"A run may leave {self._limit:,} bytes of files (--artifact-limit).")
+                await self._objects.quotas.take(who, len(part))
                 digest.update(part)
                 await self._objects.in_thread(file.write, part)
         except BaseException:
             await self._objects.in_thread(file.discard)
             raise
         artifact = Artifact(run_id, name, size, digest.hexdigest(), self._ground.clock())
-        await self._ground.to_the_end(self._settle(artifact, file))
+        await self._ground.to_the_end(self._settle(who, artifact, file))
         return artifact
 
-    async def _settle(self, artifact: Artifact, file: Incoming) -> None:
+    async def _settle(self, who: Principal, artifact: Artifact, file: Incoming) -> None:
         def put(tx: Tx) -> None:
             run_going_on(tx.conn, artifact.run_id)
             this = (artifacts.c.run_id == artifact.run_id) & (artifacts.c.name == artifact.name)
             older = tx.conn.scalar(select(artifacts.c.location).where(this))
             if older is not None:
                 tx.conn.execute(delete(artifacts).where(this))
+            self._objects.quotas.check_bytes(tx.conn, who.owner, artifact.size)
+            if older is not None:
                 tx.afterwards(lambda: self._ground.discard([older]))
             tx.conn.execute(insert(artifacts).values(location=file.location, **asdict(artifact)))
 

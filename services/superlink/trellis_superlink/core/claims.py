@@ -23,6 +23,7 @@ class Claim:
     executor_id: str
     status: str  # of the run
     federation: str  # of the run
+    owner: str  # of the run
 
 
 def hash_of(token: str) -> str:
@@ -43,7 +44,11 @@ class Claims:
             if claim is None:
                 raise Unauthenticated("The token belongs to no run.")
             holder = Principal.executor(
-                claim.executor_id, run_id=claim.run_id, claim=digest, federation=claim.federation
+                claim.executor_id,
+                run_id=claim.run_id,
+                claim=digest,
+                federation=claim.federation,
+                owner=claim.owner,
             )
             self._holders[digest] = holder
         return holder
@@ -78,6 +83,6 @@ class Claims:
         self._holders.pop(token_hash, None)
 
 
-_CLAIMS = select(claims.c.token_hash, claims.c.run_id, claims.c.executor_id, runs.c.status, runs.c.federation).join(
-    runs, runs.c.run_id == claims.c.run_id
-)
+_CLAIMS = select(
+    claims.c.token_hash, claims.c.run_id, claims.c.executor_id, runs.c.status, runs.c.federation, runs.c.owner_id
+).join(runs, runs.c.run_id == claims.c.run_id)

@@ -62,6 +62,10 @@ class BadInterval(Refused):
     """The heartbeat interval is outside 10 to 1800 seconds (Flower 1.23 on)."""
 
 
+class OverQuota(Refused):
+    """The account has as much as it may have."""
+
+
 class NoFederation(Refused):
     """The federation does not exist, or not for who asks."""
 

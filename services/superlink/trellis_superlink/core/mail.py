@@ -38,6 +38,7 @@ from trellis_superlink.core.letters import (
 from trellis_superlink.core.nodes import UNHEARD, Nodes
 from trellis_superlink.core.parcels import INLINE_ANSWER, INLINE_OBJECT, Parcel, Pushed
 from trellis_superlink.core.principals import SUPERLINK_NODE_ID, Principal
+from trellis_superlink.core.quotas import Quotas
 from trellis_superlink.core.treecache import Content, TreeCache
 from trellis_superlink.core.trees import Planting
 from trellis_superlink.store.database import Tx
@@ -97,8 +98,11 @@ _AT_ONCE = 4  # replies read together; each may bring its whole allowance of sma
 
 
 class Mail:
-    def __init__(self, ground: Ground, letters: Letters, cache: TreeCache, nodes: Nodes, ledger: Ledger) -> None:
+    def __init__(
+        self, ground: Ground, letters: Letters, cache: TreeCache, nodes: Nodes, ledger: Ledger, quotas: Quotas
+    ) -> None:
         self._ground = ground
+        self._quotas = quotas
         self._letters = letters
         self._cache = cache
         self._nodes = nodes
@@ -114,7 +118,7 @@ class Mail:
 
     async def push_instructions(self, who: Principal, parcels: Sequence[Parcel]) -> Pushed:
         """From the executor of a run. A message becomes deliverable once all its objects are here; one to a node that
-        is offline is answered with error 5 at once. RunOver, BadObject, TryAgainLater."""
+        is offline is answered with error 5 at once. RunOver, BadObject, OverQuota, TryAgainLater."""
         run_id = who.run
         now = self._ground.clock()
         refusals = [
@@ -139,6 +143,8 @@ class Mail:
                     self._letters.answer_with_error(tx, row, ErrorCode.NODE_UNAVAILABLE, UNHEARD)
             return self._still_missing(tx.conn, known.values(), missing)
 
+        inline = {object_id: len(content) for parcel in taken for object_id, content in parcel.objects.items()}
+        await self._quotas.take(who, sum(inline.values()))
         missing = await self._ground.db.write(push) if taken else []
         if taken:
             self._letters.watch_expiry(min(parcel.metadata.expires_at for parcel in taken))

@@ -32,6 +32,7 @@ from trellis_superlink.core.letters import (
 )
 from trellis_superlink.core.parcels import INLINE_OBJECT
 from trellis_superlink.core.principals import Kind, Principal
+from trellis_superlink.core.quotas import Quotas
 from trellis_superlink.core.treecache import TreeCache
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.errors import TryAgainLater, passing
@@ -63,8 +64,9 @@ class Part:
 
 
 class Objects:
-    def __init__(self, ground: Ground, letters: Letters, cache: TreeCache, ledger: Ledger) -> None:
+    def __init__(self, ground: Ground, letters: Letters, cache: TreeCache, ledger: Ledger, quotas: Quotas) -> None:
         self._ground = ground
+        self.quotas = quotas
         self._letters = letters
         self._cache = cache
         self._ledger = ledger
@@ -327,6 +329,8 @@ class Receiver:
         state = await self._objects.expected(self._who, self._run_id, object_id)
         self._current = arriving = _Arriving(object_id, size, state)
         if state == "missing":
+            if self._who.kind is Kind.EXECUTOR:
+                await self._objects.quotas.take(self._who, size)
             arriving.verifier = PartVerifier(object_id, size)
             if size > INLINE_OBJECT:
                 await self._objects.in_thread(arriving.open, self._objects.open_file)

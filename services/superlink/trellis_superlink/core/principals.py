@@ -28,9 +28,9 @@ class Principal:
     """An authenticated caller.
 
     `id` is the account id, the node id in decimal, or the executor id. `run_id` is set for an executor that speaks
-    with the token of a claimed run: it may touch that run only, in that run's `federation`. `claim` then names the
-    claim. `may` is what an account's roles give it: the edges look whether it may ask at all, the core how far that
-    reaches.
+    with the token of a claimed run: it may touch that run only, in that run's `federation`, for its `owner`. `claim`
+    then names the claim. `may` is what an account's roles give it: the edges look whether it may ask at all, the core
+    how far that reaches.
     """
 
     kind: Kind
@@ -39,6 +39,7 @@ class Principal:
     run_id: int | None = None
     claim: str = ""
     federation: str = ""
+    owner: str = ""
     may: frozenset[Permission] = frozenset()
 
     @classmethod
@@ -51,9 +52,16 @@ class Principal:
 
     @classmethod
     def executor(
-        cls, executor_id: str, name: str = "", *, run_id: int | None = None, claim: str = "", federation: str = ""
+        cls,
+        executor_id: str,
+        name: str = "",
+        *,
+        run_id: int | None = None,
+        claim: str = "",
+        federation: str = "",
+        owner: str = "",
     ) -> Principal:
-        return cls(Kind.EXECUTOR, executor_id, name, run_id, claim, federation)
+        return cls(Kind.EXECUTOR, executor_id, name, run_id, claim, federation, owner)
 
     @property
     def node_id(self) -> int:

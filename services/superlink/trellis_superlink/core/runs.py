@@ -26,6 +26,7 @@ from trellis_superlink.core.overrides import dump_config, load_config
 from trellis_superlink.core.parcels import State
 from trellis_superlink.core.permissions import Permission
 from trellis_superlink.core.principals import DEFAULT_FEDERATION, SUPERLINK_NODE_ID, Kind, Principal
+from trellis_superlink.core.quotas import Quotas
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.signals import PENDING_RUNS, log_topic, status_topic
 from trellis_superlink.store.tables import contexts, fabs, run_history, runs
@@ -100,8 +101,11 @@ def run_of(row: Any) -> Run:
 
 
 class Runs:
-    def __init__(self, ground: Ground, letters: Letters, claims: Claims, federations: Federations) -> None:
+    def __init__(
+        self, ground: Ground, letters: Letters, claims: Claims, federations: Federations, quotas: Quotas
+    ) -> None:
         self._ground = ground
+        self._quotas = quotas
         self._federations = federations
         self._letters = letters
         self._claims = claims
@@ -121,7 +125,7 @@ class Runs:
         override_config: Mapping[str, Scalar],
         federation: str = DEFAULT_FEDERATION,
     ) -> Run:
-        """Stores the FAB and a pending run. BadFab, BadConfig, NoFederation."""
+        """Stores the FAB and a pending run. BadFab, BadConfig, NoFederation, OverQuota."""
         if who.kind not in (Kind.ACCOUNT, Kind.SYSTEM):
             raise Forbidden("Only an account may start runs.")
         try:
@@ -135,6 +139,7 @@ class Runs:
 
         def add(tx: Tx) -> Run:
             self._federations.require_member(tx.conn, who, federation)
+            self._quotas.check_run(tx.conn, who.id, info.fab_hash, len(fab))
             if tx.conn.scalar(select(fabs.c.fab_hash).where(fabs.c.fab_hash == info.fab_hash)) is None:
                 tx.conn.execute(insert(fabs).values(fab_hash=info.fab_hash, content=fab))
             run_id = SUPERLINK_NODE_ID

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +27,7 @@ from trellis_superlink.core.logs import Logs
 from trellis_superlink.core.mail import Mail
 from trellis_superlink.core.nodes import Nodes
 from trellis_superlink.core.objects import Objects
+from trellis_superlink.core.quotas import Limits, Quotas
 from trellis_superlink.core.retention import Retention
 from trellis_superlink.core.runs import Runs, Status
 from trellis_superlink.core.treecache import TreeCache
@@ -46,8 +47,8 @@ class CoreConfig:
 
     `database` None keeps everything in temporary files that go away with the process. `storage_dir` None puts the
     objects' files beside the database. `retention`: how long finished runs are kept, None for ever.
-    `artifact_limit`: bytes of what a run leaves behind. `executor_hint` ends the notice that pending runs get when no
-    executor shows up.
+    `artifact_limit`: bytes of what a run leaves behind; `limits`: what each account may have. `executor_hint` ends the
+    notice that pending runs get when no executor shows up.
     """
 
     database: Path | None = None
@@ -55,6 +56,7 @@ class CoreConfig:
     retention: float | None = None
     open_registration: bool = True
     artifact_limit: int = 4 * 1024**3
+    limits: Limits = field(default_factory=Limits)
     executor_lost_after: float = 30.0
     executor_absent_after: float = 10.0
     executor_hint: str = "Start one: flwr-serverapp --serverappio-api-address <this SuperLink>:9091"
@@ -90,12 +92,13 @@ class Core:
         self._ledger = Ledger(ground)
         self.logs = Logs(ground)
         self.federations = Federations(ground)
-        self.runs = Runs(ground, self._letters, self._claims, self.federations)
+        quotas = Quotas(ground, config.limits)
+        self.runs = Runs(ground, self._letters, self._claims, self.federations, quotas)
         self.nodes = Nodes(
             ground, self._letters.node_gone, self.federations, open_registration=config.open_registration
         )
-        self.objects = Objects(ground, self._letters, cache, self._ledger)
-        self.mail = Mail(ground, self._letters, cache, self.nodes, self._ledger)
+        self.objects = Objects(ground, self._letters, cache, self._ledger, quotas)
+        self.mail = Mail(ground, self._letters, cache, self.nodes, self._ledger, quotas)
         self.executors = Executors(
             ground,
             self.runs,

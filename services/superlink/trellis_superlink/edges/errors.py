@@ -68,6 +68,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     core.KeyInvalid: Answer(StatusCode.FAILED_PRECONDITION, 22, "The provided public key is not valid"),
     core.RegistrationClosed: Answer(StatusCode.FAILED_PRECONDITION, 2001),
     core.BadInterval: Answer(StatusCode.INVALID_ARGUMENT, 2003),
+    core.OverQuota: Answer(StatusCode.FAILED_PRECONDITION, 13),
     core.NoFederation: Answer(StatusCode.FAILED_PRECONDITION, 25),
     core.BadFederationName: Answer(StatusCode.FAILED_PRECONDITION, 27),
     core.FederationExists: Answer(StatusCode.ALREADY_EXISTS, 4),
