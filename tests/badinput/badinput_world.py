@@ -108,6 +108,7 @@ class World:
     forger: StockNode
     forged: Letter
     ended: int  # a run that was stopped
+    http: str  # the address of the HTTP edge
 
     @property
     def control(self) -> Any:
@@ -251,7 +252,7 @@ async def started(folder: Path) -> AsyncIterator[World]:
             await one.join()
         executor = Executor(ServerAppIOStub(channels["appio"]))
         await executor.attend()
-        alive = asyncio.create_task(_stay(executor))
+        alive = asyncio.create_task(_stay(executor, node, done, forger))
         control, fab = ControlStub(channels["control"]), make_fab(folder / "app")
         start = control_pb2.StartRunRequest(fab=run_pb2.Fab(content=fab))
         await control.StartRun(start)
@@ -278,6 +279,7 @@ async def started(folder: Path) -> AsyncIterator[World]:
             forger,
             forged,
             ended,
+            at.http,
         )
         await world.settled()
         yield world
@@ -290,10 +292,12 @@ async def started(folder: Path) -> AsyncIterator[World]:
         await processes.stop()
 
 
-async def _stay(executor: Executor) -> None:
-    """Sign of life, as the SuperLink wants it from an executor."""
+async def _stay(executor: Executor, *nodes: StockNode) -> None:
+    """Signs of life, as the SuperLink wants them from an executor and from nodes."""
     while True:
         executor.report(alive=True)
+        for node in nodes:
+            await node.heartbeat()
         await asyncio.sleep(5)
 
 

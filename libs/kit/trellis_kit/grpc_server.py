@@ -27,6 +27,7 @@ _OPTIONS: Final = (
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_concurrent_streams", 5000),
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a rival
+    ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing has to go
     # Stock clients ping every 210 s also without calls; a lost peer is noticed within two minutes.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 30_000),

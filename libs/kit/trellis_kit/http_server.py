@@ -16,6 +16,7 @@ import resource
 import socket
 import sys
 import time
+from asyncio.sslproto import SSLProtocol
 from http import HTTPStatus
 from ssl import SSLContext
 from typing import Any, Final
@@ -44,6 +45,8 @@ HEAD_BYTES: Final = 16 * 1024
 """The largest head."""
 STALL: Final = 120.0
 """Seconds for which a peer may leave an answer unread before its connection is closed."""
+TLS_BUFFER: Final = 64 * 1024
+"""Bytes that each TLS connection has for what comes in; asyncio's own 256 KiB would be 1 GiB with all connections."""
 CONNECTIONS: Final = 4096
 """Connections at most, where the process may have four times as many descriptors (else a quarter of those)."""
 
@@ -90,11 +93,14 @@ class _Connection(H11Protocol):
         """Begin with what was accepted; a handshake that fails is told of by the context."""
 
         def arrived(task: asyncio.Task[Any]) -> None:
-            failed = task.cancelled() or task.exception() is not None
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                error.__traceback__ = None  # its frames would keep all of this
             if not self.arrived:
                 self._leave()
+                self._forget()
                 accepted.close()
-            elif failed:
+            elif task.cancelled() or error is not None:
                 self.end()
 
         self._guests.rests(self)
@@ -115,6 +121,10 @@ class _Connection(H11Protocol):
         self._guests.remove(self)
         self._within(None)
         self._stall(None)
+
+    def _forget(self) -> None:
+        """Leaves no circle behind, so that the memory is free at once."""
+        self.app, self._arriving = self._application, None
 
     def _within(self, seconds: float | None) -> None:
         """What is awaited has to come in this time."""
@@ -141,7 +151,9 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
+        self._unset_keepalive_if_required()  # uvicorn leaves it where the peer broke off
         super().connection_lost(exc)
+        self._forget()
 
     def data_received(self, data: bytes) -> None:
         if not self._busy and self._deadline is None:
@@ -341,10 +353,9 @@ class _Server(uvicorn.Server):
                 await asyncio.sleep(0.05)
                 continue
             if self._guests.room():
-                connection = _Connection(
+                _Connection(
                     guests=self._guests, config=self.config, server_state=self.server_state, app_state={}
-                )
-                connection.arrive(accepted, self._tls)
+                ).arrive(accepted, self._tls)
             else:
                 accepted.close()
             await asyncio.sleep(0)  # those that are in go on meanwhile
@@ -375,6 +386,7 @@ class HttpServer:
         """`flag` is the one with which the operator chose the address."""
         self.name = name
         self._tls = None if tls is None else server_context(tls)
+        SSLProtocol.max_size = min(SSLProtocol.max_size, TLS_BUFFER)
         self._address = address
         self._app = app
         self._flag = flag

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,12 @@ def spawn(
 def become_subreaper() -> None:
     """Orphans among the descendants become children of this process instead of init's, so that it can end them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def take_descriptors() -> None:
+    """Have as many descriptors as the platform lets this process have: each connection takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def make_non_dumpable() -> None:

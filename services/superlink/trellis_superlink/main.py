@@ -18,7 +18,7 @@ from trellis_kit.http_server import HttpServer
 from trellis_kit.isolation import Isolation, SubprocessIsolation
 from trellis_kit.lifecycle import EXIT_FAILED, Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
-from trellis_kit.processes import make_non_dumpable
+from trellis_kit.processes import make_non_dumpable, take_descriptors
 from trellis_kit.settings import load, reachable, split_address
 from trellis_kit.tls import ServerTls, interior_tls, server_tls
 
@@ -252,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     handshakes.listen_in()
     logs.setup("superlink", level=settings.log_level, format=settings.log_format)
     memory.tune(reuse=_REUSE, keep=_KEEP)
+    take_descriptors()
     if settings.secret_files or settings.ssl_keyfile or settings.appio_keyfile or settings.account_auth_config:
         make_non_dumpable()
 

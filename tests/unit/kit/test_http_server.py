@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import re
+import socket
 import ssl
+import struct
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,6 +270,27 @@ async def test_who_leaves_leaves_room(start: Start) -> None:
         rude.writer.transport.abort()
         good.writer.close()
         await world.until(lambda: len(world.server._guests) == 0)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_who_leaves_leaves_nothing(start: Start, tls: bool) -> None:
+    world = await start(tls=tls)
+    await (await world.client()).get()  # what is made once
+    gc.collect()
+    gc.disable()  # a crowd that comes and goes must not have to be searched for
+    try:
+        good, rude, silent = await world.client(), await world.client(), await world.client(handshake=False)
+        for client in (good, rude):
+            await client.get()
+        known = [weakref.ref(one) for one in world.server._guests._idle]
+        assert len(known) == 4
+        linger = struct.pack("ii", 1, 0)  # closes with a reset
+        rude.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        for client in (good, rude, silent):
+            client.writer.transport.abort()
+        await world.until(lambda: [one() for one in known].count(None) == 3)
+    finally:
+        gc.enable()
 
 
 async def test_a_crowd_does_not_keep_others_out(start: Start) -> None:

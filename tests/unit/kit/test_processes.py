@@ -157,3 +157,11 @@ def test_orphans_come_back_to_the_subreaper_and_end() -> None:
     assert reaper.line() == "0"
     assert reaper.end()[0] == 0
     assert not lives(kept)
+
+
+def test_a_service_has_the_descriptors_that_its_platform_allows() -> None:
+    code = (
+        "import resource; from trellis_kit.processes import take_descriptors; kind = resource.RLIMIT_NOFILE; "
+        "resource.setrlimit(kind, (100, 200)); take_descriptors(); print(*resource.getrlimit(kind))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"200 200\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -13,6 +14,8 @@ LIFETIME: Final = 3600
 
 KEY: Final = "artifact-links"
 """The name of the key in the database."""
+
+_NUMBER: Final = re.compile("[0-9]{1,12}")
 
 
 class Links:
@@ -30,7 +33,8 @@ class Links:
 
     def problem(self, run_id: int, name: str, expires: str, signature: str) -> str | None:
         """Why a link opens nothing; None for a good one."""
-        if not expires.isdecimal() or not hmac.compare_digest(signature, self._sign(run_id, name, int(expires))):
+        sound = _NUMBER.fullmatch(expires) is not None and signature.isascii()
+        if not sound or not hmac.compare_digest(signature, self._sign(run_id, name, int(expires))):
             return "This link was altered or is not of this SuperLink."
         if int(expires) < self._clock():
             return "This link has expired; ask for a new one with `flwr pull`."
