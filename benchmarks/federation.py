@@ -157,9 +157,13 @@ def _superlink(setup: Setup, folder: Path, started: list[Process]) -> Federation
     database = str(folder / "superlink" / "state.db")
     options = ["--insecure", "--database", database]
     if release == TRELLIS:
+        http = free_port()
         options += _addresses(appio, fleet, control)
-        options += ["--port", "0", "--isolation", "process", "--storage-dir", str(folder / "superlink" / "objects")]
-        ports = [fleet, control, appio]
+        options += ["--port", str(http), "--isolation", "process"]
+        options += ["--storage-dir", str(folder / "superlink" / "objects")]
+        ports = [fleet, control, appio, http]
+        if setup.nodes != TRELLIS and minor(setup.nodes) >= HTTP_FLEET:
+            fleet = http
         program = [_program("trellis-superlink", None)]
     else:
         version = minor(release)

@@ -16,8 +16,9 @@ PAGE = ROOT / "docs" / "compatibility.md"
 
 @pytest.fixture(scope="session")
 def matrix() -> Iterator[Matrix]:
-    found = Matrix()
-    yield found
-    cells = found.save(RESULTS)
     if releases() == ALL:
-        write(PAGE, cells)
+        RESULTS.unlink(missing_ok=True)
+    found = Matrix(RESULTS)
+    yield found
+    if releases() == ALL:
+        write(PAGE, found.kept())

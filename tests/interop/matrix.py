@@ -30,6 +30,11 @@ def releases() -> tuple[str, ...]:
     return tuple(wanted.split(",")) if wanted else SOME
 
 
+def named() -> bool:
+    """Whether releases were asked for: then each has to show by itself what `make test` shows of several at once."""
+    return bool(os.environ.get("RELEASES"))
+
+
 def minor(release: str) -> tuple[int, int]:
     major, number, *_ = release.split(".")
     return int(major), int(number)
@@ -37,8 +42,9 @@ def minor(release: str) -> tuple[int, int]:
 
 @dataclass
 class Matrix:
-    """What worked in this session: release -> column -> True or False."""
+    """What worked in this session, release -> column -> True or False; added to the file `results` as it is found."""
 
+    results: Path
     cells: dict[str, dict[str, bool]] = field(default_factory=dict)
 
     @contextmanager
@@ -50,28 +56,38 @@ class Matrix:
         except BaseException:
             row[column] = False
             raise
-        row.setdefault(column, True)
+        else:
+            row.setdefault(column, True)
+        finally:
+            self._save()
 
-    def save(self, path: Path) -> dict[str, dict[str, bool]]:
-        """Adds this session's cells to those of earlier ones; all of them."""
-        kept: dict[str, dict[str, bool]] = json.loads(path.read_text()) if path.exists() else {}
+    def kept(self) -> dict[str, dict[str, bool]]:
+        """The cells of all sessions, the oldest release first."""
+        kept: dict[str, dict[str, bool]] = json.loads(self.results.read_text()) if self.results.exists() else {}
+        return dict(sorted(kept.items(), key=lambda item: minor(item[0])))
+
+    def _save(self) -> None:
+        kept = self.kept()
         for release, row in self.cells.items():
             kept.setdefault(release, {}).update(row)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = dict(sorted(kept.items(), key=lambda item: minor(item[0])))
-        path.write_text(json.dumps(kept, indent=1) + "\n")
-        return kept
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        self.results.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
 _WORDS = {True: "yes", False: "**no**", None: "-"}
+
+EXPLAINED = {(release, "SuperLink"): "no: see below" for release in ALL if minor(release) < (1, 24)}
+"""Cells that nothing is run for; the page says why."""
 
 
 def table(cells: Mapping[str, Mapping[str, bool]]) -> str:
     """The cells in Markdown; "-" for what was not tried."""
     head = ("release", *COLUMNS)
     lines = [head, tuple("---" for _ in head)]
-    lines += [(release, *(_WORDS[row.get(column)] for column in COLUMNS)) for release, row in cells.items()]
+    for release, row in cells.items():
+        words = (EXPLAINED.get((release, column), _WORDS[row.get(column)]) for column in COLUMNS)
+        lines.append((release, *words))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -1,5 +1,5 @@
-"""Every release of Flower from 1.20 on: its SuperNode, its command line and its library on our SuperLink, in one run
-each; our SuperNodes and our command line on its SuperLink; and many releases in one run."""
+"""Every release of Flower from 1.20 on: its SuperNode, its command line and its library on our SuperLink; our
+SuperNodes and our command line on its SuperLink; and many releases in one run."""
 
 from __future__ import annotations
 
@@ -8,21 +8,33 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from example_logs import accuracies
-from matrix import Matrix, minor, releases
+from matrix import Matrix, minor, named, releases
 from trellis_kit.federation import Role, find_program, free_ports
 from trellis_testing import TRELLIS, Layout, ProcessFederation, RunHandle, RunResult, StockCli, StockFlwr
 from trellis_testing.environment import clean_environment
 from trellis_testing.stock import Finished, StockAddresses, started_run, superlink, supernode
 from trellis_wire.identity import generate_key
 
-ROUNDS = 3
-GOOD = 0.93
-SETTINGS = f"num-server-rounds={ROUNDS} min-sites=2"
+# What two sites reach in so many rounds, wherever they run and whichever of the two apps: nothing in them is random
+# that is not seeded (examples/digits). A rounding may move one image of 360.
+TWO_SITES = (0.9028, 0.9306)
+SEVEN_SITES = (0.8, 0.9056, 0.8861)
+ONE_IMAGE = 0.003
+
+ENDLESS = "num-server-rounds=10000 min-sites=2"
+# A machine that does other work takes several times what a quiet one does; a test that hangs ends nevertheless.
+pytestmark = pytest.mark.timeout(1300)
+SECONDS = 900
+MESSAGE_APPS = (1, 21)
 PULL = (1, 24)
 PULL_BY_PLACE = (1, 26)
 SUPERNODES = (1, 23)
@@ -37,84 +49,79 @@ def good(done: Finished) -> str:
     return done.output
 
 
+def assert_learned(log: str, expected: Sequence[float]) -> None:
+    """The app judged its first model and that of each round, and became as good as it does everywhere."""
+    assert accuracies(log)[1:] == pytest.approx(list(expected), abs=ONE_IMAGE), log
+
+
+def assert_completed(result: RunResult, expected: Sequence[float]) -> None:
+    assert result.outcome == "completed", result.reason
+    assert_learned(result.log, expected)
+
+
 @pytest.mark.parametrize("release", releases())
 async def test_its_parts_on_our_superlink(
-    release: str, matrix: Matrix, request: pytest.FixtureRequest, tmp_path: Path
+    release: str, matrix: Matrix, digits: Path, legacy: Path, tmp_path: Path
 ) -> None:
-    app = request.getfixturevalue("legacy" if minor(release) < (1, 21) else "digits")
+    """Its command line drives runs of both apps on one SuperNode of that release and one of ours.
+
+    Where releases were asked for (RELEASES), the SuperLink dies under the second run and comes back, and dies once
+    more and comes back without its database. `make test` shows that by the run with many releases.
+    """
+    app = legacy if minor(release) < MESSAGE_APPS else digits
     # Command lines before 1.30 do not say their release, and 1.23 shows nodes in a layout of its own.
     told = ("--assume-cli-version", release) if minor(release) < NAMED else ()
     layout = Layout(supernodes=(TRELLIS, release), guest=release, superlink_flags=told)
     with matrix.cell(release, "SuperNode"), matrix.cell(release, "command line"), matrix.cell(release, "app library"):
-        async with ProcessFederation(layout, tmp_path) as federation:
+        async with ProcessFederation(layout, tmp_path) as federation, asyncio.timeout(SECONDS):
             at = federation.addresses
             cli = StockCli(StockFlwr(release), tmp_path / "cli", control=at.control, http=at.http)
-            async with asyncio.timeout(400):
-                output = good(await cli.run(app, "--run-config", SETTINGS))
-                found = accuracies(output)
-                assert len(found) == ROUNDS + 1
-                assert found[-1] >= GOOD
-                run_id = started_run(output)
-                await looks(cli, app, run_id)
-                await stops(cli, app)
-                if minor(release) >= SUPERNODES:
-                    await administers(cli, app, tmp_path)
-                if minor(release) >= FEDERATIONS:
-                    assert "default" in good(await cli.about(app, "federation", "list"))
-                if minor(release) >= PULL:
-                    which = [str(run_id)] if minor(release) >= PULL_BY_PLACE else ["--run-id", str(run_id)]
-                    pulled = good(await cli.about(app, "pull", *which))
-                    assert f"/v1/artifacts/{run_id}/" in re.sub(r"\s", "", pulled)
+            output = good(await cli.run(app, "--run-config", f"num-server-rounds={len(TWO_SITES)} min-sites=2"))
+            assert_learned(output, TWO_SITES)
+            await looks(cli, app, started_run(output))
+            if minor(release) >= SUPERNODES:
+                await administers(cli, app, tmp_path)
+            second = good(await cli("run", str(cli.app(legacy)), "here", "--run-config", ENDLESS))
+            run = RunHandle(federation.control, started_run(second))
+            judged = await rounds_of(run, 1)
+            if named():
+                federation["superlink"].kill()
+                federation["superlink"].start()
+                await rounds_of(run, judged + 2)  # one may have been all but over, the next is new
+            await stops(cli, app, run.run_id)
+            if named():
+                await forgets(federation, tmp_path)
+                assert_completed(await trained(federation, app, 1), TWO_SITES[:1])
 
 
-@pytest.mark.parametrize("release", releases())
-async def test_its_supernodes_outlive_the_superlink(
-    release: str, matrix: Matrix, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    """They never register again (WIRE.md 2.5): a SuperLink that comes back goes on with them, and one that has never
-    seen them takes them in, as they sign what they send."""
-    app = request.getfixturevalue("legacy" if minor(release) < (1, 21) else "digits")
-    settings = {"num-server-rounds": ROUNDS, "min-sites": 2}
-    with matrix.cell(release, "SuperNode"):
-        async with (
-            ProcessFederation(Layout(supernodes=(release, release)), tmp_path) as federation,
-            asyncio.timeout(400),
-        ):
-            run = await federation.run(app, settings)
-            await in_round(run, 1)
-            federation["superlink"].kill()
-            federation["superlink"].start()
-            assert_learned(await run.finished(), ROUNDS)
-            federation["superlink"].kill()
-            for path in (tmp_path / "superlink").glob("superlink.db*"):
-                path.unlink()
-            federation["superlink"].start()
-            again = await (await federation.run(app, {**settings, "num-server-rounds": 1})).finished()
-            assert again.outcome == "completed", again.reason
-            assert len(accuracies(again.log)) == 2, again.log
+async def trained(federation: ProcessFederation, app: Path, rounds: int) -> RunResult:
+    """A run on all SuperNodes of the federation, to its end."""
+    sites = len(federation.layout.supernodes)
+    return await (await federation.run(app, {"num-server-rounds": rounds, "min-sites": sites})).finished()
 
 
-async def in_round(run: RunHandle, number: int) -> None:
-    """Returns when the run has judged so many rounds."""
+async def rounds_of(run: RunHandle, number: int) -> int:
+    """Waits until the run has judged so many rounds; how many it has by then."""
     seen = ""
     async for part in run.follow():
         seen += part
-        if len(accuracies(seen)) > number:
-            return
+        if (found := len(accuracies(seen)) - 1) >= number:
+            return found
     raise AssertionError(f"The run ended before round {number}:\n{seen}")
 
 
-def assert_learned(result: RunResult, rounds: int) -> None:
-    """It completed and every round was judged, the last one well."""
-    assert result.outcome == "completed", result.reason
-    found = accuracies(result.log)
-    assert len(found) == rounds + 1, result.log
-    assert found[-1] >= GOOD
+async def forgets(federation: ProcessFederation, directory: Path) -> None:
+    """The SuperLink dies, and one takes its place that knows nothing. Stock SuperNodes never register again (WIRE.md
+    2.5); they are taken in, because they sign what they send."""
+    federation["superlink"].kill()
+    for path in (directory / "superlink").glob("superlink.db*"):
+        path.unlink()
+    federation["superlink"].start()
 
 
-@pytest.mark.parametrize("release", ["1.24.0", "1.38.0"])
-async def test_supernodes_behind_the_grpc_adapter(release: str, digits: Path, tmp_path: Path) -> None:
-    async with ProcessFederation(Layout(supernodes=()), tmp_path) as federation, asyncio.timeout(400):
+async def test_supernodes_behind_the_grpc_adapter(digits: Path, tmp_path: Path) -> None:
+    """One that does not say its release, and one that does."""
+    async with ProcessFederation(Layout(supernodes=()), tmp_path) as federation, asyncio.timeout(SECONDS):
         at = federation.addresses
         nodes = [
             supernode(
@@ -127,13 +134,13 @@ async def test_supernodes_behind_the_grpc_adapter(release: str, digits: Path, tm
                 node_config=f"partition-id={index} num-partitions=2",
                 flags=("--grpc-adapter",),
             )
-            for index, port in enumerate(free_ports(2))
+            for index, (release, port) in enumerate(zip(("1.24.0", "1.38.0"), free_ports(2), strict=True))
         ]
         try:
             for node in nodes:
                 node.start()  # not earlier: with the adapter they do not wait for a SuperLink
-            run = await federation.run(digits, {"num-server-rounds": ROUNDS, "min-sites": 2})
-            assert_learned(await run.finished(), ROUNDS)
+            run = await federation.run(digits, {"num-server-rounds": len(TWO_SITES), "min-sites": 2})
+            assert_completed(await run.finished(), TWO_SITES)
         finally:
             for node in nodes:
                 print(f"----- {node.name} -----\n{node.log()[-8000:]}")
@@ -141,19 +148,35 @@ async def test_supernodes_behind_the_grpc_adapter(release: str, digits: Path, tm
 
 
 async def looks(cli: StockCli, app: Path, run_id: int) -> None:
-    """`flwr ls` and `flwr log`."""
-    assert str(run_id) in re.sub(r"[^0-9]", "", good(await cli.about(app, "ls")))
-    listed = json.loads(good(await cli.about(app, "ls", "--format", "json")))
-    assert [str(run["run-id"]) for run in listed["runs"]] == [str(run_id)]
-    assert listed["runs"][0]["status"] == "finished:completed"
-    logged = good(await cli.about(app, "log", str(run_id), "--show"))
-    assert len(accuracies(logged)) == ROUNDS + 1
+    """`flwr ls`, `log`, `federation list` and `pull`, all at once: each is a process that computes little."""
+    version = minor(cli.release.version)
+    asked = [("ls",), ("ls", "--format", "json"), ("log", str(run_id), "--show")]
+    if version >= FEDERATIONS:
+        asked += [("federation", "list")]
+    if version >= PULL:
+        asked += [("pull", str(run_id)) if version >= PULL_BY_PLACE else ("pull", "--run-id", str(run_id))]
+    cli.app(app)
+    table, listed, logged, *more = map(good, await asyncio.gather(*(cli.about(app, *command) for command in asked)))
+    assert str(run_id) in re.sub(r"[^0-9]", "", table)
+    runs = json.loads(listed)["runs"]
+    assert [(str(run["run-id"]), run["status"]) for run in runs] == [(str(run_id), "finished:completed")]
+    assert_learned(logged, TWO_SITES)
+    if version >= FEDERATIONS:
+        assert "default" in more[0]
+    if version >= PULL:
+        await asyncio.to_thread(assert_downloads, more[1], run_id)
 
 
-async def stops(cli: StockCli, app: Path) -> None:
+def assert_downloads(said: str, run_id: int) -> None:
+    """The link that `flwr pull` shows leads to what the ServerApp left."""
+    link = re.search(rf"https?://[^ ]+?/v1/artifacts/{run_id}/[\w.%-]+\?[\w.=&%-]+", re.sub(r"\s", "", said))
+    assert link is not None, said
+    with urllib.request.urlopen(link[0], timeout=60) as answer:
+        assert "model.npz" in zipfile.ZipFile(BytesIO(answer.read())).namelist()
+
+
+async def stops(cli: StockCli, app: Path, run_id: int) -> None:
     """A run that would go on for long is stopped, and stays stopped."""
-    where = str(cli.app(app))
-    run_id = started_run(good(await cli("run", where, "here", "--run-config", "num-server-rounds=10000 min-sites=2")))
     good(await cli.about(app, "stop", str(run_id)))
     listed = json.loads(good(await cli.about(app, "ls", "--run-id", str(run_id), "--format", "json")))
     assert listed["runs"][0]["status"] == "finished:stopped"
@@ -179,15 +202,16 @@ async def test_our_supernodes_and_command_line_on_its_superlink(
 ) -> None:
     flwr = StockFlwr(release)
     with matrix.cell(release, "SuperLink"):
-        async with OnStock(flwr, tmp_path) as there, asyncio.timeout(240):
-            output = good(await there.trellis("run", str(digits), "--stream", "--run-config", SETTINGS))
-            assert accuracies(output)[-1] >= GOOD
+        async with OnStock(flwr, tmp_path) as there, asyncio.timeout(SECONDS):
+            settings = "num-server-rounds=1 min-sites=2"  # the SuperLink is stock's, and so is the pace
+            output = good(await there.trellis("run", str(digits), "--stream", "--run-config", settings))
+            assert_learned(output, TWO_SITES[:1])
             run_id = started_run(output)
             listed = json.loads(good(await there.trellis("ls", "--format", "json")))
             assert [(str(run["run-id"]), run["status"]) for run in listed["runs"]] == [
                 (str(run_id), "finished:completed")
             ]
-            assert len(accuracies(good(await there.trellis("log", str(run_id))))) == ROUNDS + 1
+            assert_learned(good(await there.trellis("log", str(run_id))), TWO_SITES[:1])
             assert "online" in good(await there.trellis("supernode", "list"))
 
 
@@ -217,7 +241,7 @@ class OnStock:
         for role in self._roles:
             role.start()
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(SECONDS / 3):
                 while (await self.trellis("ls")).code != 0:
                     ended = [role.last_words() for role in self._roles if role.exit_code is not None]
                     assert not ended, "\n".join(ended)
@@ -252,11 +276,14 @@ class OnStock:
 
 
 async def test_many_releases_in_one_run(legacy: Path, tmp_path: Path) -> None:
-    """In the middle of it the SuperLink dies and comes back."""
+    """In the middle of it the SuperLink dies and comes back; after it, it comes back without its database."""
     layout = Layout(supernodes=(TRELLIS, "1.20.0", "1.24.0", "1.29.0", "1.33.0", "1.38.0", "1.41.0"))
-    async with ProcessFederation(layout, tmp_path) as federation, asyncio.timeout(500):
-        run = await federation.run(legacy, {"num-server-rounds": 5, "min-sites": len(layout.supernodes)})
-        await in_round(run, 2)
+    async with ProcessFederation(layout, tmp_path) as federation, asyncio.timeout(SECONDS):
+        rounds = {"num-server-rounds": len(SEVEN_SITES), "min-sites": len(layout.supernodes)}
+        run = await federation.run(legacy, rounds)
+        await rounds_of(run, 1)
         federation["superlink"].kill()
         federation["superlink"].start()
-        assert_learned(await run.finished(), 5)
+        assert_completed(await run.finished(), SEVEN_SITES)
+        await forgets(federation, tmp_path)
+        assert_completed(await trained(federation, legacy, 1), SEVEN_SITES[:1])

@@ -20,6 +20,8 @@ from trellis_testing.venvs import StockFlwr
 TRELLIS = "trellis"
 """A SuperNode of ours, in a list that else names stock releases."""
 
+_START_SECONDS = 180.0  # a stock SuperNode imports for seconds, and many start at once, perhaps beside other work
+
 
 class Peer(Protocol):
     """One role of a federation, whatever it runs in."""
@@ -191,13 +193,13 @@ class ProcessFederation(Federation):
 
     async def start(self) -> None:
         self._processes.start()
-        await self._processes.ready(root_certificates=self._roots)
+        await self._processes.ready(_START_SECONDS, root_certificates=self._roots)
         count = len(self.layout.supernodes)
 
         async def all_online() -> bool:
             return len(await self.online()) == count
 
-        await self.until(all_online, 60, f"{count} SuperNodes are online")
+        await self.until(all_online, _START_SECONDS, f"{count} SuperNodes are online")
 
     async def until(self, condition: Callable[[], Awaitable[object]], timeout: float, what: str) -> None:
         async with asyncio.timeout(timeout + 5):  # a condition may hang, too

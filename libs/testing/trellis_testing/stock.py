@@ -107,7 +107,7 @@ class StockCli:
     def __init__(
         self, release: StockFlwr, directory: Path, *, control: str, http: str, root_certificates: Path | None = None
     ) -> None:
-        self._release = release.ensure()
+        self.release = release.ensure()
         self._home = directory / f"cli-{release.version}"
         self._env = clean_environment(self._home, release.path / "bin")
         address = http if release.minor >= _CONTROL_OVER_HTTP else control
@@ -124,7 +124,7 @@ class StockCli:
         copy = self._home / "apps" / source.name
         if not copy.exists():
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-            if self._release.minor < _CONFIG_TOML:
+            if self.release.minor < _CONFIG_TOML:
                 with (copy / "pyproject.toml").open("a") as file:
                     file.write(self._section)
         return copy
@@ -132,7 +132,7 @@ class StockCli:
     async def __call__(self, *arguments: str, cwd: Path | None = None) -> Finished:
         """Run `flwr <arguments>` to its end; the caller bounds the time."""
         process = await asyncio.create_subprocess_exec(
-            self._release.program("flwr"),
+            self.release.program("flwr"),
             *arguments,
             env=self._env,
             cwd=cwd or self._home,
@@ -150,7 +150,7 @@ class StockCli:
 
     async def about(self, app: Path, *command: str) -> Finished:
         """`flwr <command>` about this SuperLink: up to 1.25 it is named by the app and its federation."""
-        where = ["here"] if self._release.minor >= _CONFIG_TOML else [str(self.app(app)), "here"]
+        where = ["here"] if self.release.minor >= _CONFIG_TOML else [str(self.app(app)), "here"]
         return await self(*command, *where)
 
     async def run(self, app: Path, *options: str) -> Finished:
