@@ -72,9 +72,10 @@ class Drain:
             return None
         finally:
             end.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # taken note of, also where the caller has gone away meanwhile
 
     async def until(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
         """The items; ends with UNAVAILABLE when the service does, so that the peer connects again."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+from typing import Any
+
 import pytest
 from edge_world import Network
 from grpc import StatusCode
@@ -12,6 +16,7 @@ from trellis_kit.settings import load
 from trellis_superlink.core import errors as core
 from trellis_superlink.edges.errors import ANSWERS, FLEET_ANSWERS, translate
 from trellis_superlink.edges.raw import Malformed, PulledObject, parse_push_object
+from trellis_superlink.edges.rpc import Drain
 from trellis_superlink.edges.versions import dialect
 from trellis_superlink.settings import STOCK_FLAGS, SuperLinkSettings
 from trellis_wire.pb.edge import fleet_pb2, node_pb2
@@ -104,6 +109,28 @@ async def test_readiness_ends_with_the_service(net: Network) -> None:
     assert await net.link.ready() is None
     net.link.drain.begin()
     assert await net.link.ready() is not None
+
+
+async def test_what_a_held_call_ends_with_is_no_news_when_its_caller_has_gone() -> None:
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    held = asyncio.Event()
+
+    async def waits() -> None:
+        held.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise core.RunOver("Run is finished") from None
+
+    call = asyncio.create_task(Drain().race(waits()))
+    await held.wait()
+    call.cancel()
+    await asyncio.wait({call})
+    assert call.cancelled()
+    del call
+    gc.collect()
+    assert unheard == []
 
 
 def test_stock_command_lines_are_accepted() -> None:
