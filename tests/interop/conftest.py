@@ -4,14 +4,9 @@ writes docs/compatibility.md."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from matrix import ALL, Matrix, releases, write
-
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "build" / "compatibility.json"
-PAGE = ROOT / "docs" / "compatibility.md"
+from matrix import ALL, PAGE, RESULTS, Matrix, releases, write
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_ROOT = Path(__file__).parents[2]
+RESULTS = _ROOT / "build" / "compatibility.json"
+PAGE = _ROOT / "docs" / "compatibility.md"
+
 ALL = (
     *("1.20.0", "1.21.0", "1.22.0", "1.23.0", "1.24.0", "1.25.0", "1.26.1", "1.27.0", "1.28.0", "1.29.0", "1.30.0"),
     *("1.31.0", "1.32.1", "1.33.0", "1.34.0", "1.35.0", "1.36.0", "1.37.0", "1.38.0", "1.39.0", "1.40.0", "1.41.0"),

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import PAGE
-from matrix import ALL, BEGIN, COLUMNS, END, EXPLAINED, Matrix, minor, releases, write
+from matrix import ALL, BEGIN, COLUMNS, END, EXPLAINED, PAGE, Matrix, minor, releases, write
 
 
 def shown(page: str) -> dict[str, dict[str, str]]:
