@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -336,6 +337,8 @@ class HttpStream:
         frames = Frames()
         try:
             self._response = self._client.send(self._request, stream=True)
+            if self._cancelled:
+                raise _error(StatusCode.CANCELLED, "Cancelled.")
             if self._response.status_code != 200:
                 raise _refusal(self._response.status_code, self._response.read())
             for data in self._response.iter_raw():
@@ -350,12 +353,17 @@ class HttpStream:
                 _lost(error) if isinstance(error, httpx.HTTPError) else _error(StatusCode.UNAVAILABLE, str(error))
             ) from error
         finally:
-            self.cancel()
+            if self._response is not None:
+                self._response.close()
 
     def cancel(self) -> None:
+        """Ends the iteration, also one that waits for the next answer; one that waits for the first ends with it."""
         self._cancelled = True
-        if self._response is not None:
-            self._response.close()
+        response = self._response
+        if response is not None and not response.is_closed:
+            connection = response.extensions["network_stream"].get_extra_info("socket")
+            with contextlib.suppress(OSError):  # over already
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # closing it would not wake who reads
 
 
 def _coders(args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[Any, Any]:
