@@ -146,6 +146,7 @@ def application(surfaces: tuple[Surface, ...], metrics: Metrics, core: Core, lin
         return StreamingResponse(_content(core, found), headers=headers, media_type="application/zip")
 
     @app.post("/api/v0/fleet/{rpc}")
+    @app.post("//api/v0/fleet/{rpc}")  # as those from 1.24 on ask
     async def rest(request: Request, rpc: str) -> Response:
         """Where SuperNodes up to 1.32 call that were started with --rest (WIRE.md 2.10): nothing in it proves who
         calls. They end with an error that does not quote the answer, so the log says it, too."""
