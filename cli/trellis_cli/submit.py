@@ -1,6 +1,8 @@
 """What is sent to start a run: the app as a FAB, and the values given for this run."""
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,13 @@ class Submission:
     info: fab.FabInfo | None
     content: bytes
     overrides: Config
+    signatures: Mapping[str, str]
 
     def request(self, federation: str) -> pb.StartRunRequest:
         return pb.StartRunRequest(
-            fab=Fab(hash_str=self.info.fab_hash if self.info else "", content=self.content),
+            fab=Fab(
+                hash_str=self.info.fab_hash if self.info else "", content=self.content, verifications=self.signatures
+            ),
             override_config=to_edge(self.overrides),
             app_spec=self.spec,
             federation=federation,
@@ -52,14 +57,14 @@ class Submission:
         return document
 
 
-def prepare(app: str, run_config: Sequence[str]) -> Submission:
-    """Build (or read) the FAB and parse the overrides. UsageError says what is wrong with either."""
+def prepare(app: str, run_config: Sequence[str], signing_key: Path | None = None) -> Submission:
+    """Build (or read) the FAB, sign it where there is a key, and parse the overrides. UsageError says what is wrong."""
     try:
         overrides = parse_config_args(run_config)
     except ConfigError as error:
         raise UsageError(f"--run-config: {error}") from error
     if app.startswith("@"):
-        return Submission(Path(), app, None, b"", overrides)
+        return Submission(Path(), app, None, b"", overrides, {})
     path = Path(app).expanduser().resolve()
     content = read(path)
     try:
@@ -71,7 +76,37 @@ def prepare(app: str, run_config: Sequence[str]) -> Submission:
         raise UsageError(f"--run-config: {error}") from error
     if (wrong := problem(content, info)) is not None:
         raise UsageError(f"{path} cannot be sent: {wrong}")
-    return Submission(path, "", info, content, overrides)
+    signatures = kept_signatures(path) | ({} if signing_key is None else signature(info.fab_hash, signing_key))
+    return Submission(path, "", info, content, overrides, signatures)
+
+
+def signature(fab_hash: str, key: Path) -> dict[str, str]:
+    """The FAB signed now with an Ed25519 key. UsageError."""
+    from trellis_wire.signing import SigningProblem, read_private, sign
+
+    try:
+        return sign(fab_hash, read_private(key.expanduser()), int(time.time()))
+    except SigningProblem as error:
+        raise UsageError(f"{error}.") from error
+
+
+def signature_file(fab_file: Path) -> Path:
+    """Where the signatures of a FAB file are: beside it."""
+    return fab_file.with_name(fab_file.name + ".sig")
+
+
+def kept_signatures(app: Path) -> dict[str, str]:
+    """The signatures beside a FAB file; none for a folder. UsageError."""
+    file = signature_file(app)
+    if not app.is_file() or not file.exists():
+        return {}
+    try:
+        told = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The signatures {file} cannot be read: {error}.") from error
+    if not isinstance(told, dict) or not all(isinstance(entry, str) for entry in told.values()):
+        raise UsageError(f"{file} holds no signatures; `build --sign KEY` writes them.")
+    return told
 
 
 def read(path: Path, fab_format: fab.FabFormat = "1.41") -> bytes:

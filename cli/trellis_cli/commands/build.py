@@ -1,6 +1,7 @@
 """Pack an app into a FAB file in the current folder."""
 
 import argparse
+import json
 from pathlib import Path
 
 from trellis_cli.arguments import add_format
@@ -16,6 +17,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="1.41",
         help="byte for byte as `flwr build` of that release writes it (default: 1.41)",
     )
+    parser.add_argument(
+        "--sign", type=Path, metavar="KEY", help="write FAB.sig beside it, signed with this Ed25519 key (OpenSSH file)"
+    )
     add_format(parser)
 
 
@@ -23,7 +27,7 @@ def execute(args: argparse.Namespace, out: Output) -> int:
     from trellis_wire import fab
 
     from trellis_cli.components import problem
-    from trellis_cli.submit import read
+    from trellis_cli.submit import read, signature, signature_file
 
     app = args.app.expanduser().resolve()
     if app.is_file():
@@ -35,12 +39,18 @@ def execute(args: argparse.Namespace, out: Output) -> int:
         raise UsageError(f"{app} cannot be packed: {error}") from error
     if (wrong := problem(content, info)) is not None:
         raise UsageError(f"{app} cannot be packed: {wrong}")
+    signatures = {} if args.sign is None else signature(info.fab_hash, args.sign)
     target = Path(info.filename)
     try:
         target.write_bytes(content)
+        signature_file(target).unlink(missing_ok=True)  # of an earlier build
+        if signatures:
+            signature_file(target).write_text(json.dumps(signatures, indent=1) + "\n")
     except OSError as error:
         raise CliError(f"{target} cannot be written: {error.strerror}.") from error
     out.say(f"Wrote {target} (sha256 {info.fab_hash})")
+    for key_id in signatures:
+        out.say(f"Wrote {signature_file(target)}, signed by {key_id}")
     out.json(
         {
             "success": True,

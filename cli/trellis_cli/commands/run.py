@@ -23,6 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="values for this run, 'rounds=3 name=\"x\"', or one .toml file; may be given again",
     )
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the app with this Ed25519 key (OpenSSH file)")
     parser.add_argument("--stream", action="store_true", help="follow the log until the run has finished")
     parser.add_argument("--federation", metavar="NAME", help="the federation, where a SuperLink has several")
     add_format(parser)
@@ -34,7 +35,7 @@ def execute(args: argparse.Namespace, out: Output) -> int:
     from trellis_cli.control import Control
     from trellis_cli.submit import prepare
 
-    submission = prepare(args.app, args.run_config)
+    submission = prepare(args.app, args.run_config, args.sign)
     connection = resolve(args, args.name, Path() if submission.info is None else submission.app)
     if args.federation_config:
         out.note("--federation-config configures simulations only; nothing of it is sent.")

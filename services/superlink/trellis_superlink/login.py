@@ -7,12 +7,11 @@ import logging
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from trellis_kit.audit import AuditLog, AuditUnavailable
 from trellis_kit.lifecycle import Fatal
 
-from trellis_superlink.core.errors import Unusable
 from trellis_superlink.edges.guard import Accounts, Guard, OidcAccounts, OneAccount
 from trellis_superlink.edges.login import Login
-from trellis_superlink.identity.audit import AuditLog
 from trellis_superlink.identity.provider import Provider, ProviderConfig
 from trellis_superlink.identity.roles import Roles, RolesProblem
 from trellis_superlink.identity.stock_file import StockFile, StockFileProblem
@@ -46,7 +45,7 @@ class Identity:
                 provider = Provider(config)
                 accounts = OidcAccounts(provider, Roles.read(settings.roles_file))
             audit = AuditLog(settings.audit_log) if settings.audit_log else None
-        except (RolesProblem, Unusable, OSError) as error:
+        except (RolesProblem, AuditUnavailable, OSError) as error:
             raise Fatal(str(error)) from error
         return cls(Guard(accounts, audit), None if provider is None else Login(provider), provider, audit)
 

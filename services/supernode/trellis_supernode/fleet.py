@@ -238,11 +238,11 @@ class FleetClient:
             raise RunOver(run.status.details or run.status.sub_status or "it has finished")
         return run
 
-    async def fab(self, run_id: int, fab_hash: str) -> bytes:
-        """The content of a FAB, as it came."""
+    async def fab(self, run_id: int, fab_hash: str) -> tuple[bytes, dict[str, str]]:
+        """The content of a FAB as it came, and the signatures that came with it."""
         request = run_pb2.GetFabRequest(run_id=run_id, hash_str=fab_hash)
-        content: bytes = (await self._call("GetFab", request)).fab.content
-        return content
+        fab = (await self._call("GetFab", request)).fab
+        return fab.content, dict(fab.verifications)
 
     async def object(self, run_id: int, object_id: str) -> bytes:
         """An object's content, as it came; waits while it is on its way to the SuperLink. ObjectGone."""

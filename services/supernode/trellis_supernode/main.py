@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trellis_kit import handshakes, logs, memory, traced  # noqa: F401  (traced: loads gRPC)
+from trellis_kit.audit import AuditLog, AuditUnavailable
 from trellis_kit.federation import StartProblem, find_program
 from trellis_kit.grpc_server import GrpcServer
 from trellis_kit.http_channel import EdgeChannel
@@ -29,6 +30,8 @@ from trellis_supernode.identity import node_key
 from trellis_supernode.ledger import Kept, Ledger
 from trellis_supernode.metrics import Metrics
 from trellis_supernode.node import Node
+from trellis_supernode.policy import Gate, Policy, PolicyProblem
+from trellis_supernode.reply_filter import FilterProblem, ReplyFilter
 from trellis_supernode.session import Session
 from trellis_supernode.settings import REST_REFUSED, STOCK_FLAGS, SupernodeSettings
 
@@ -129,6 +132,29 @@ def _join_token(settings: SupernodeSettings) -> str | None:
     return settings.join_token
 
 
+def _gate(settings: SupernodeSettings, cleanup: contextlib.AsyncExitStack) -> Gate | None:
+    """The site's policy; None where everybody may use it and nobody wants to read about it."""
+    try:
+        policy = Policy() if settings.policy is None else Policy.read(settings.policy)
+        if settings.trusted_entities is not None:
+            policy = policy.trusting(settings.trusted_entities)
+        if policy == Policy() and settings.audit_log is None:
+            return None
+        audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
+    except (PolicyProblem, AuditUnavailable) as error:
+        raise Fatal(f"{error}.") from error
+    if audit is not None:
+        cleanup.push_async_callback(audit.close)
+    return Gate(policy, audit)
+
+
+def _reply_filter(settings: SupernodeSettings) -> ReplyFilter | None:
+    try:
+        return None if settings.reply_filter is None else ReplyFilter.load(settings.reply_filter)
+    except FilterProblem as error:
+        raise Fatal(f"--reply-filter {error}.") from error
+
+
 async def _open_ledger(state_dir: Path) -> tuple[Ledger, Kept, bytes]:
     ledger = Ledger(state_dir / "node.db")
     try:
@@ -161,7 +187,9 @@ async def serve(settings: SupernodeSettings, stop: Stop) -> None:
         isolation = _isolation(settings, server.bound, join_token)
         metrics = Metrics()
         node_config = parse_config_args([settings.node_config] if settings.node_config else [])
-        node = Node(fleet, ledger, settings.state_dir, secret, node_config, isolation, metrics)
+        gate = _gate(settings, cleanup)
+        reply_filter = _reply_filter(settings)
+        node = Node(fleet, ledger, settings.state_dir, secret, node_config, isolation, metrics, gate, reply_filter)
         node.open(kept)
         cleanup.push_async_callback(node.close)
         session = Session(fleet, node, register=settings.auth_supernode_private_key is None)

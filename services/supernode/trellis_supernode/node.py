@@ -30,6 +30,8 @@ from trellis_supernode.ledger import Kept, Ledger, ReplyRow
 from trellis_supernode.metrics import Metrics
 from trellis_supernode.objects import ObjectStore, verified
 from trellis_supernode.outbox import Outbox
+from trellis_supernode.policy import Gate
+from trellis_supernode.reply_filter import ReplyFilter, Withheld
 from trellis_supernode.runs import RunBook
 from trellis_supernode.waiting import cancel
 
@@ -51,7 +53,11 @@ class Node:
         node_config: config.Config,
         isolation: Isolation,
         metrics: Metrics,
+        gate: Gate | None = None,
+        reply_filter: ReplyFilter | None = None,
     ) -> None:
+        """`gate` None lets every run in, `reply_filter` None every reply out."""
+        self._filter = reply_filter
         self._ledger = ledger
         self._isolation = isolation
         self._metrics = metrics
@@ -59,7 +65,7 @@ class Node:
         self._jobs: set[asyncio.Task[None]] = set()
         self.news = asyncio.Event()  # set whenever capacity, work or replies may have changed
         self.store = ObjectStore(state_dir / "objects")
-        self.runs = RunBook(fleet, ledger, state_dir / "fabs", node_config)
+        self.runs = RunBook(fleet, ledger, state_dir / "fabs", node_config, gate)
         self.desk = Desk(secret, self)
         self.intake = Intake(fleet, ledger, self.store, self.runs, metrics, self)
         self.outbox = Outbox(fleet, ledger, self.store, metrics, self)
@@ -159,13 +165,13 @@ class Node:
         """The intake tells: an accepted instruction does not get complete."""
         self.desk.stop(self.desk.token(message_id))
 
-    async def answer(self, instruction: Metadata, code: ErrorCode, reason: str) -> None:
-        """Replies to an instruction with an error of this node's own."""
+    async def answer(self, instruction: Metadata, code: ErrorCode, reason: str, state: Tree | None = None) -> None:
+        """Replies to an instruction with an error of this node's own; the app's new state is kept all the same."""
         error = MessageError(code, reason)
         metadata, content = error_reply_from_node(instruction, error, now=time.time())
         self.store.add_small(instruction.run_id, {metadata.message_id: content})
         tree = Tree(metadata.message_id)
-        await self._keep_reply(_reply_row(instruction, metadata, error, tree, 0.0), tree, None)
+        await self._keep_reply(_reply_row(instruction, metadata, error, tree, 0.0), tree, state)
 
     # ---- what executors bring ------------------------------------------------------------------------------
 
@@ -187,11 +193,37 @@ class Node:
             self.store.add_small(task.run_id, {one: content for one, content in small.items() if one in wanted})
             row = _reply_row(task.metadata, metadata, error, tree, request.runtime)
             missing = self.store.missing(task.run_id, *task.reply)
-            if missing:
+            if not missing:
+                if self._filter is not None and tree.children:
+                    await self._filter_and_keep(task, self._filter, metadata, tree, state, request.runtime)
+                else:
+                    await self._keep_reply(row, tree, state)
+            elif self._filter is None:
                 self.outbox.send_ahead(row, tree)
-            else:
-                await self._keep_reply(row, tree, state)
             return missing
+
+    async def _filter_and_keep(
+        self,
+        task: Task,
+        reply_filter: ReplyFilter,
+        metadata: Metadata,
+        tree: Tree,
+        state: Tree | None,
+        runtime: float,
+    ) -> None:
+        run_id = task.run_id
+        objects = {one: await self.store.read(run_id, one) for one in tree.post_order()}
+        fab_id = self.runs.info(run_id, task.metadata.dst_node_id).fab_id
+        try:
+            left = await reply_filter(fab_id, metadata, tree, objects)
+        except Withheld as error:
+            await self.answer(task.metadata, ErrorCode.REPLY_UNAVAILABLE, str(error), state)
+            return
+        task.reply = (*task.reply, left.tree)  # what is needed is not tidied away meanwhile
+        for object_id, source in left.objects.items():
+            await self.store.put(run_id, object_id, source.content())
+        row = _reply_row(task.metadata, left.metadata, None, left.tree, runtime)
+        await self._keep_reply(row, left.tree, state)
 
     async def _keep_reply(self, row: ReplyRow, tree: Tree, state: Tree | None) -> None:
         """The reply takes the place of its instruction, durably; then it is on its way and the next task may begin."""

@@ -51,6 +51,17 @@ class SupernodeSettings(Settings):
         None, description="Interpreter that hosts the apps, handed to the executor that this node starts"
     )
     executor_slots: int = Field(1, ge=1, description="Messages that the executor started by this node works on at once")
+    policy: Path | None = Field(None, description="TOML file that says which runs may use this site")
+    trusted_entities: Path | None = Field(
+        None,
+        description="YAML file {name: 'ssh-ed25519 ...'}: only apps that one of these keys has signed may run here",
+    )
+    reply_filter: str | None = Field(
+        None, description="MODULE:FUNCTION that looks at each reply before it leaves this site, and may change it"
+    )
+    audit_log: str | None = Field(
+        None, description="File (or - for standard output) with a line for each run that was let in or refused"
+    )
     max_retries: int | None = Field(
         None, ge=0, description="End after this many failed attempts to reach the SuperLink; default: never"
     )
@@ -93,7 +104,6 @@ STOCK_FLAGS = (
     StockFlag(("--grpc-adapter",), False, f"{_GRPC}; the adapter's wrapping is not used"),
     StockFlag(("--flwr-dir",), True, "everything this node keeps is in --state-dir"),
     StockFlag(("--auth-supernode-public-key",), True, "the public key follows from the private key"),
-    StockFlag(("--trusted-entities",), True, "FABs are checked against their hash, not against signatures of a hub"),
     StockFlag(("--superexec-auth-secret-file",), True, "executors show the secret of --join-token-file"),
     StockFlag(("--allow-runtime-dependency-installation",), False, _INSTALL),
     StockFlag(("--disable-runtime-dependency-installation",), False, _INSTALL),

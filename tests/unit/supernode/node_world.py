@@ -131,6 +131,8 @@ class Link(fleet_pb2_grpc.FleetServicer):
     finished: set[int] = field(default_factory=set)
     fabs: dict[str, bytes] = field(default_factory=dict)
     run_fab: str = ""
+    account: str = "alice"
+    signatures: dict[str, str] = field(default_factory=dict)
     objects: Objects = field(default_factory=dict)
     late: set[str] = field(default_factory=set)  # registered, content not there yet
     instructions: dict[str, Instruction] = field(default_factory=dict)
@@ -298,6 +300,8 @@ class Link(fleet_pb2_grpc.FleetServicer):
                 fab_version="1.2.3",
                 fab_hash=self.run_fab,
                 override_config={"rounds": records_scalar(7)},
+                account_name=self.account,
+                federation="@olga/heart",
                 status=run_pb2.RunStatus(status="running"),
             )
         )
@@ -305,7 +309,11 @@ class Link(fleet_pb2_grpc.FleetServicer):
     async def GetFab(self, request: Any, context: Any) -> Any:
         await self._begin("GetFab", request, context)
         return run_pb2.GetFabResponse(
-            fab=run_pb2.Fab(hash_str=request.hash_str, content=self.fabs.get(request.hash_str, b""))
+            fab=run_pb2.Fab(
+                hash_str=request.hash_str,
+                content=self.fabs.get(request.hash_str, b""),
+                verifications=self.signatures,
+            )
         )
 
     async def PullObject(self, request: Any, context: Any) -> Any:

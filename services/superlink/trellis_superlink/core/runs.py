@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -90,12 +91,16 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class Fab:
+    """`signatures` came with the run: a key's name -> its signature (trellis_wire.signing)."""
+
     fab_hash: str
     content: bytes
+    signatures: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_of(row: Any) -> Run:
     values = row._asdict()
+    del values["signatures"]
     values["override_config"] = load_config(values["override_config"])
     return Run(**values | {"status": Status(row.status), "outcome": Outcome(row.outcome)})
 
@@ -124,6 +129,7 @@ class Runs:
         *,
         override_config: Mapping[str, Scalar],
         federation: str = DEFAULT_FEDERATION,
+        signatures: Mapping[str, str] | None = None,
     ) -> Run:
         """Stores the FAB and a pending run. BadFab, BadConfig, NoFederation, OverQuota."""
         if who.kind not in (Kind.ACCOUNT, Kind.SYSTEM):
@@ -153,6 +159,7 @@ class Runs:
                     fab_version=info.version,
                     fab_hash=info.fab_hash,
                     override_config=dump_config(override_config),
+                    signatures=json.dumps(dict(signatures)) if signatures else None,
                     federation=federation,
                     owner_id=who.id,
                     owner_name=who.name,
@@ -239,9 +246,11 @@ class Runs:
             wanted = run_id if who.run_id is None else who.run_id
             if wanted is None:
                 raise NotFound("A FAB is handed out for a run only.")
-            if access.run_for(conn, who, wanted).fab_hash != fab_hash:
+            run = access.run_for(conn, who, wanted)
+            if run.fab_hash != fab_hash:
                 raise NotFound("The run has another FAB.")
-            return Fab(fab_hash, conn.scalar(select(fabs.c.content).where(fabs.c.fab_hash == fab_hash)))
+            content = conn.scalar(select(fabs.c.content).where(fabs.c.fab_hash == fab_hash))
+            return Fab(fab_hash, content, json.loads(run.signatures or "{}"))
 
         return await self._ground.db.read(read)
 

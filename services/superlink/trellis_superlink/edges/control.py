@@ -12,6 +12,7 @@ from grpc import StatusCode
 from trellis_wire import config
 from trellis_wire.identity import parse_public_key, public_pem
 from trellis_wire.pb.edge import control_pb2, run_pb2
+from trellis_wire.signing import check_entries
 
 from trellis_superlink.core.errors import BadConfig, BadFab, NotFound
 from trellis_superlink.core.logs import LogEntry
@@ -144,6 +145,7 @@ class Control:
             request.fab.content,
             override_config=config.from_edge(request.override_config),
             federation=federation,
+            signatures=check_entries(request.fab.verifications),
         )
         call.note(run_id=run.run_id, fab_hash=run.fab_hash)
         await call.send(

@@ -11,11 +11,12 @@ from trellis_wire.messages import MessageError, Metadata, decode_message_object
 from trellis_wire.objects import ObjectError, Tree, object_id
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import control_pb2, federation_pb2, fleet_pb2, message_pb2, node_pb2, records_pb2, run_pb2
+from trellis_wire.signing import LICENSE
 
 from trellis_superlink.core.federations import Federation, Invitation
 from trellis_superlink.core.nodes import Node
 from trellis_superlink.core.parcels import Parcel, State
-from trellis_superlink.core.runs import HistoryEntry, Run
+from trellis_superlink.core.runs import Fab, HistoryEntry, Run
 
 
 def iso(moment: float | None) -> str:
@@ -49,6 +50,12 @@ def run_to_edge(run: Run, federation: str) -> run_pb2.Run:
         # the same number (0, where none is set) would see each other's.
         series_id=run.run_id,
     )
+
+
+def fab_to_edge(fab: Fab) -> run_pb2.Fab:
+    """For a node. Whether it trusts who signed is its operator's to say; a SuperLink has no licences to check."""
+    verifications = {**fab.signatures, LICENSE: "not needed on this SuperLink"} if fab.signatures else {}
+    return run_pb2.Fab(hash_str=fab.fab_hash, content=fab.content, verifications=verifications)
 
 
 def updated_at(run: Run) -> float:

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from grpc import StatusCode
+from trellis_kit.audit import AuditUnavailable
 from trellis_wire.config import ConfigError
 from trellis_wire.identity import KeyProblem, SignatureProblem
 from trellis_wire.objects import ObjectError
+from trellis_wire.signing import SigningProblem
 
 from trellis_superlink.core import errors as core
 from trellis_superlink.identity.errors import TokenProblem
@@ -56,6 +58,7 @@ class Answer:
 # Looked up along the exception's class hierarchy, so a subclass without an entry is answered like its base.
 ANSWERS: Mapping[type[Exception], Answer] = {
     core.TryAgainLater: Answer(StatusCode.UNAVAILABLE),
+    AuditUnavailable: Answer(StatusCode.UNAVAILABLE),
     core.Unauthenticated: Answer(StatusCode.UNAUTHENTICATED),
     TokenProblem: Answer(StatusCode.UNAUTHENTICATED, text="Not authenticated"),
     core.Forbidden: Answer(StatusCode.PERMISSION_DENIED, 9),
@@ -82,6 +85,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     KeyProblem: Answer(StatusCode.FAILED_PRECONDITION, 22, "The provided public key is not valid"),
     ObjectError: Answer(StatusCode.FAILED_PRECONDITION),
     SignatureProblem: Answer(StatusCode.UNAUTHENTICATED),
+    SigningProblem: Answer(StatusCode.FAILED_PRECONDITION),
 }
 
 # A node must not take "you may not" for "the run is over".

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from grpc import StatusCode
 from trellis_kit import logs
 from trellis_wire.identity import NodeCredential, parse_public_key, public_pem
+from trellis_wire.messages import ErrorCode
 from trellis_wire.pb.edge import fleet_pb2, node_pb2, run_pb2
 
 from trellis_superlink.core.errors import RunOver
@@ -213,6 +214,8 @@ class Fleet:
                 if not any(pushed.refusals):
                     self._metrics.messages("reply_in", 1)
                     _log.info("Reply taken", extra={"objects_to_come": len(pushed.missing)})
+                    if parcel.error is not None and parcel.error.code == ErrorCode.INVALID_FAB:
+                        call.note(run_id=parcel.metadata.run_id, refused_by_site=parcel.error.reason)
             missing.update(dict.fromkeys(pushed.missing))
             results[parcel.metadata.message_id] = 0
         await call.send(fleet_pb2.PushMessagesResponse(results=results, objects_to_push=list(missing)))
@@ -241,7 +244,7 @@ class Fleet:
         call.note(run_id=request.run_id)
         fab = await self._core.runs.fab(who, request.hash_str, request.run_id)
         call.note(fab_hash=fab.fab_hash)
-        answer = run_pb2.GetFabResponse(fab=run_pb2.Fab(hash_str=fab.fab_hash, content=fab.content))
+        answer = run_pb2.GetFabResponse(fab=convert.fab_to_edge(fab))
         async with self._flow.hold(len(fab.content), who.id):
             await call.send(answer)
 

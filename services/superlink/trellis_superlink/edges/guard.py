@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Final
 
 from grpc import StatusCode
+from trellis_kit.audit import AuditLog, Entry, Outcome
 
 from trellis_superlink.core.permissions import OF_ACCOUNTS, Permission
 from trellis_superlink.core.principals import NO_ACCOUNT, Principal
 from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.permissions import CHANGING, NOTED, permission_of
 from trellis_superlink.edges.rpc import Call, Service
-from trellis_superlink.identity.audit import AuditLog, Entry, Outcome
 from trellis_superlink.identity.errors import TokenExpired, TokenProblem
 from trellis_superlink.identity.provider import Provider
 from trellis_superlink.identity.roles import Roles
@@ -122,11 +122,19 @@ class Guard:
                 )
         elif call.method == "GetLoginDetails":
             self._attempts.add(address_of(call.peer))
+        if self._audit is not None and call.method == "PushMessages" and permission is Permission.NODE:
+            call.before_answer(lambda: self._site_refused(service, call))
         if self._audit is None or call.method not in NOTED:
             return
         if call.method in CHANGING and permission in OF_ACCOUNTS:
             await self._audit.write(self._entry(service, call, Outcome.STARTED))
         call.before_answer(lambda: self._completed(service, call))
+
+    async def _site_refused(self, service: Service, call: Call) -> None:
+        """A site does not let a run's app in: its policy, or a FAB that it cannot use."""
+        reason = call.ids.get("refused_by_site")
+        if self._audit is not None and reason is not None:
+            self._audit.note(self._entry(service, call, Outcome.DENIED, str(reason)))
 
     async def _completed(self, service: Service, call: Call) -> None:
         assert self._audit is not None

@@ -63,6 +63,7 @@ runs = Table(
     Column("fab_version", Text, nullable=False),
     Column("fab_hash", String(64), nullable=False, index=True),
     Column("override_config", Text, nullable=False),  # JSON, bytes as {"base64": ...}
+    Column("signatures", Text),  # JSON object: a key's name -> what it signed, for who looks at signatures
     Column("federation", Text, nullable=False),
     Column("owner_id", Text, nullable=False),
     Column("owner_name", Text, nullable=False),

@@ -8,11 +8,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from trellis_superlink.core.errors import TryAgainLater, Unusable
+from trellis_kit.audit import AuditLog, AuditUnavailable, Entry, Outcome
 from trellis_superlink.core.permissions import OF_ACCOUNTS, Permission
 from trellis_superlink.edges import permissions, rpcs
 from trellis_superlink.edges.guard import address_of
-from trellis_superlink.identity.audit import AuditLog, Entry, Outcome
 from trellis_superlink.identity.roles import Roles, RolesProblem
 from trellis_superlink.identity.stock_file import StockFile, StockFileProblem
 from trellis_wire.pb.appio import appio_pb2
@@ -121,10 +120,10 @@ async def test_lines_are_stocks_and_more_and_only_the_owners(tmp_path: Path) -> 
 
 
 async def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(Unusable):
+    with pytest.raises(AuditUnavailable):
         AuditLog(str(tmp_path / "missing" / "audit.jsonl"))
     log = AuditLog("/dev/full")
-    with pytest.raises(TryAgainLater):
+    with pytest.raises(AuditUnavailable):
         await log.write(entry())
     await log.close()
 

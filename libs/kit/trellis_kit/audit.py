@@ -20,11 +20,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from trellis_superlink.core.errors import TryAgainLater, Unusable
-
 _log = logging.getLogger(__name__)
 
 STDOUT: Final = "-"
+
+
+class AuditUnavailable(Exception):
+    """The audit log cannot be written now; `str(error)` says why. What may not go unnoticed is not done then."""
 
 
 class Outcome(StrEnum):
@@ -70,21 +72,20 @@ class AuditLog:
     """Written to a file that only its owner reads, or to standard output. Lines that wait are synced together."""
 
     def __init__(self, target: str) -> None:
-        """`target`: a path, or - for standard output. Unusable."""
+        """`target`: a path, or - for standard output. AuditUnavailable."""
         try:
             if target == STDOUT:
                 self._file = os.dup(sys.stdout.fileno())
             else:
                 self._file = os.open(Path(target), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise Unusable(f"The audit log {target} cannot be written: {error.strerror}") from error
+            raise AuditUnavailable(f"The audit log {target} cannot be written: {error.strerror}") from error
         self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def write(self, entry: Entry) -> None:
-        """Returns once the line is on the disk (or in the pipe). TryAgainLater where it cannot be written: what may
-        not go unnoticed is not done then."""
+        """Returns once the line is on the disk (or in the pipe). AuditUnavailable."""
         await self._add(entry)
 
     def note(self, entry: Entry) -> None:
@@ -104,7 +105,7 @@ class AuditLog:
             try:
                 await asyncio.to_thread(self._append, b"".join(line for line, _ in batch))
             except OSError as error:
-                problem = TryAgainLater(f"The audit log cannot be written ({error.strerror}).")
+                problem = AuditUnavailable(f"The audit log cannot be written ({error.strerror}).")
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(problem)

@@ -1,0 +1,15 @@
+"""Signatures that came with a run's FAB"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("runs", sa.Column("signatures", sa.Text(), nullable=True))
