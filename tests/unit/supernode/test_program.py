@@ -241,7 +241,7 @@ def test_wrong_flags_end_with_a_sentence(tmp_path: Path, flags: list[str], sente
 async def test_stocks_flags_are_accepted(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         flags = ["--grpc-rere", "--flwr-dir", "x", "--auth-supernode-public-key", "y", "--max-retries", "9"]
-        flags += ["--max-wait-time", "60", "--trusted-entities", "z", "--allow-runtime-dependency-installation"]
+        flags += ["--max-wait-time", "60", "--allow-runtime-dependency-installation"]
         node = w.process(*flags, "--isolation", "process", "--node-config", "a=1 b='two words'")
         await round_trip(w)
         assert await node.terminate() == 0
