@@ -109,7 +109,7 @@ class Guard:
         permission = permission_of(service.name, call.method)
         if permission is None:
             raise EdgeError(StatusCode.PERMISSION_DENIED, "Nobody may ask this.", 9)
-        if permission in OF_ACCOUNTS or permission is Permission.LOGIN:
+        if _by_people(permission):
             self._attempts.check(address_of(call.peer))
         if permission in OF_ACCOUNTS:
             call.who = await self._accounts.identify(call)
@@ -147,7 +147,7 @@ class Guard:
     async def refused(self, service: Service, call: Call, problem: EdgeError, reason: str) -> None:
         """The end of a call that went wrong. `reason` is for the audit log, which may say more than the answer."""
         denied = problem.status in _DENIED
-        if problem.status is StatusCode.UNAUTHENTICATED:
+        if problem.status is StatusCode.UNAUTHENTICATED and _by_people(permission_of(service.name, call.method)):
             self._attempts.add(address_of(call.peer))
         if self._audit is not None and (denied or call.method in NOTED):
             outcome = Outcome.DENIED if denied else Outcome.FAILED
@@ -175,6 +175,11 @@ class Guard:
                 "client": call.client or None,
             },
         )
+
+
+def _by_people(permission: Permission | None) -> bool:
+    """Whether accounts ask this. A site's SuperNode with a wrong key does not lock out who sits behind the same NAT."""
+    return permission in OF_ACCOUNTS or permission is Permission.LOGIN
 
 
 def address_of(peer: str) -> str:
