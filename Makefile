@@ -10,7 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := libs/wire libs/kit libs/runner libs/testing services/superlink services/supernode services/serverapp services/clientapp cli
 GUEST := .trellis/guest
-TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop
+CONTAINERS := .trellis/containers
+TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop tests/containers
+# Those in containers need a Docker engine, which is looked for before any test runs.
+ENGINE := $(if $(findstring tests/containers,$(TESTS))$(filter tests,$(TESTS)),engine)
 export RELEASES
 
 help: ## show this list
@@ -32,11 +35,11 @@ $(GUEST)/.ready: requirements/guest.txt
 demo: setup guest ## train examples/digits on a federation of processes, then stop it
 	@exec $(BIN)/trellis demo --guest-python $(CURDIR)/$(GUEST)/bin/python examples/digits
 
-test: setup guest ## run the tests that need no Docker engine (brings what is missing)
+test: $(ENGINE) setup guest ## run the tests, those in containers, too (brings what is missing); a part: make test TESTS=tests/unit
 	@bash scripts/install-test-tools
 	@exec $(BIN)/pytest $(TESTS)
 
-test-containers: setup guest engine ## run the tests of the images, Compose and federations in containers
+test-containers: engine setup guest ## run the tests of the images, Compose and federations in containers
 	@exec $(BIN)/pytest tests/containers
 
 test-interop: setup guest ## stock releases only: make test-interop RELEASES=all (or 1.24.0,1.41.0); all writes docs/compatibility.md
@@ -59,7 +62,11 @@ proto: setup ## write libs/wire/trellis_wire/pb from proto/
 requirements: setup ## resolve the hashed requirement files anew from the pyproject files
 	@bash scripts/lock-requirements
 
-engine: ## bring a Docker engine and Docker Compose where none answer (Debian and Ubuntu, as root)
+$(CONTAINERS)/.ready: requirements/containers.txt
+	@bash scripts/make-venv $(PYTHON) $(CONTAINERS) requirements/containers.txt
+	@touch $@
+
+engine: $(CONTAINERS)/.ready ## bring a Docker engine and Docker Compose where none answer (Debian and Ubuntu, as root)
 	@PYTHON=$(PYTHON) bash scripts/docker-engine
 
 images: ## build every image and print its size (BASE_IMAGE, IMAGE_PREFIX, IMAGE_TAG: see scripts/build-images)

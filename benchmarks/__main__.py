@@ -11,17 +11,20 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import measure, report
+from benchmarks import containers, measure, report
 from benchmarks.federation import TRELLIS, Setup
 from benchmarks.measure import MIB, Result
 
-MEASUREMENTS = ("small", "model", "waiting", "idle")
+MEASUREMENTS = ("small", "model", "waiting", "idle")  # if none is named
+IN_CONTAINERS = "containers"  # needs a Docker engine and the images
 MODEL_ROUNDS = 4  # the first of them is not counted
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("measurements", nargs="*", help=f"of {', '.join(MEASUREMENTS)}; all if none is named")
+    parser.add_argument(
+        "measurements", nargs="*", help=f"of {', '.join(MEASUREMENTS)} (all of them if none is named), {IN_CONTAINERS}"
+    )
     parser.add_argument("--releases", default="trellis,1.33.0,1.41.0", help="what is compared, with commas between")
     parser.add_argument("--stock-nodes", default="1.24.0", help="the stock release of `waiting`")
     parser.add_argument(
@@ -34,7 +37,7 @@ def _arguments() -> argparse.Namespace:
         "--output", type=Path, default=Path("build/benchmarks"), help="folder for results.json, table.md, plot.svg"
     )
     arguments = parser.parse_args()
-    if unknown := set(arguments.measurements) - set(MEASUREMENTS):
+    if unknown := set(arguments.measurements) - {*MEASUREMENTS, IN_CONTAINERS}:
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
     return arguments
 
@@ -62,6 +65,9 @@ def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[]
             yield "idle", release, partial(idle, release)
             if release == TRELLIS:
                 yield "idle", f"{release}, signatures believed", partial(idle, release, signatures=False)
+    if IN_CONTAINERS in wanted:
+        yield IN_CONTAINERS, "processes and containers in turn", partial(containers.rounds, arguments.rounds + 1)
+        yield IN_CONTAINERS, "docker compose up", containers.compose_up
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,24 @@ class Phase:
         return self.ended - self.began
 
 
-def _phases(lines: list[Line]) -> list[Phase]:
+def phases_of(log: Sequence[str]) -> list[Phase]:
+    """What the app told in these lines of its log."""
     found = []
-    for line in lines:
-        _, mark, text = line.text.partition("BENCH ")
+    for line in log:
+        _, mark, text = line.partition("BENCH ")
         if mark:
             one = json.loads(text)
             found.append(Phase(one["round"], one["phase"], one["began"], one["ended"], one["clients"]))
     if not found:
-        raise RuntimeError("The app reported no phase:\n" + "\n".join(line.text for line in lines[-30:]))
+        raise RuntimeError("The app reported no phase:\n" + "\n".join(log[-30:]))
     return found
 
 
-def _rounds(phases: list[Phase]) -> list[float]:
+def _phases(lines: list[Line]) -> list[Phase]:
+    return phases_of([line.text for line in lines])
+
+
+def rounds_of(phases: list[Phase]) -> list[float]:
     """Seconds of each round: from the start of its train phase to the end of its last one."""
     numbers = sorted({phase.round for phase in phases})
     rounds = ([phase for phase in phases if phase.round == number] for number in numbers)
@@ -74,7 +80,7 @@ def small_round(setup: Setup, rounds: int) -> Result:
             first = max(phase.ended for phase in phases if phase.round == 1)
             result[f"{name}_first_round_after_submit"] = first - submitted
             if name == "second_run":
-                warm = _rounds(phases)[1:]
+                warm = rounds_of(phases)[1:]
                 result |= {"rounds": len(warm), "median": statistics.median(warm), "worst": max(warm)}
         return result
 
@@ -172,7 +178,7 @@ def waiting(setup: Setup, rounds: int) -> Result:
         return {
             "setup": setup.label,
             "rounds": rounds - 1,
-            "median": statistics.median(_rounds(phases)[1:]),
+            "median": statistics.median(rounds_of(phases)[1:]),
             "down_median": statistics.median(down),
             "up_median": statistics.median(up),
             "down_worst": max(down),

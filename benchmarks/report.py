@@ -90,6 +90,28 @@ def tables(results: dict[str, list[Result]]) -> str:
             for one in idle
         ]
         parts.append(_table(head, rows))
+    for one in results.get("containers", []):
+        if one["what"] == "rounds":
+            head = ["1 KiB array, 2 nodes", "round, median", "worst", "rounds of each", "ratio", "load"]
+            rows = [
+                [
+                    label,
+                    seconds(one[f"{kind}_median"]),
+                    seconds(one[f"{kind}_worst"]),
+                    str(one["rounds"]),
+                    ratio,
+                    f"{one['load']:.1f}",
+                ]
+                for kind, label, ratio in (
+                    ("processes", "processes, no TLS", ""),
+                    ("containers", "containers, TLS", f"{one['ratio']:.2f}"),
+                )
+            ]
+        else:
+            head = ["`docker compose up --wait`, images built", "median", "each", "load"]
+            each = ", ".join(map(seconds, one["seconds"]))
+            rows = [["eight containers", seconds(one["median"]), each, f"{one['load']:.1f}"]]
+        parts.append(_table(head, rows))
     return "\n\n".join(parts)
 
 

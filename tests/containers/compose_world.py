@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
+from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from trellis_kit.federation import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,22 @@ def image(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Running:
+    """A command that was started."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[str]
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def log(self) -> str:
+        """What it has written so far."""
+        return os.pread(self.output.fileno(), 1_000_000, 0).decode(errors="replace")
+
+
+@dataclass(frozen=True)
 class Project:
     """A compose project: some files, under a name of its own, with what the files read from the environment."""
 
@@ -64,9 +82,19 @@ class Project:
     env: Mapping[str, str] = field(default_factory=dict)
     name: str = field(default_factory=lambda: f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:6]}")
 
+    def words(self, *argv: str) -> list[str]:
+        """A compose command about this project."""
+        return [
+            "docker",
+            "compose",
+            "-p",
+            self.name,
+            *(word for file in self.files for word in ("-f", str(file))),
+            *argv,
+        ]
+
     def compose(self, *argv: str, timeout: float = 300, check: bool = True) -> str:
-        files = [word for file in self.files for word in ("-f", str(file))]
-        return command("docker", "compose", "-p", self.name, *files, *argv, env=self.env, timeout=timeout, check=check)
+        return command(*self.words(*argv), env=self.env, timeout=timeout, check=check)
 
     def up(self) -> None:
         """Start everything and wait until it is well."""
@@ -88,6 +116,21 @@ class Project:
         """A command in the cli service, with the app's folder mounted."""
         files = replace_env(self, APP=str(app))
         return files.compose("run", "--rm", "-T", "cli", *argv, check=check)
+
+    @contextmanager
+    def cli_in_background(self, *argv: str, app: Path) -> Iterator[Running]:
+        """The same, under way."""
+        words = self.words("run", "--rm", "-T", "cli", *argv)
+        environment = {**os.environ, **self.env, "APP": str(app)}
+        with TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+            try:
+                yield Running(process, output)
+            finally:
+                process.terminate()  # if it has not ended; the command line in the container is told, too
+                process.wait(60)
 
     def left(self) -> str:
         """Every container, network and volume of the project."""
@@ -126,6 +169,29 @@ def running(project: Project) -> Iterator[Project]:
     finally:
         project.compose("--profile", "*", "down", "--volumes", "--timeout", "10", check=False)
     assert project.left() == ""
+
+
+def left_by_session() -> list[str]:
+    """Names of the containers, networks and volumes that this session's tests made and that are still there.
+
+    Federations carry testcontainers' label, compose projects a name with our process id.
+    """
+    found = []
+    for words in (("ps", "-a", "--format", "{{.Names}}"), ("network", "ls"), ("volume", "ls")):
+        form = () if words[0] == "ps" else ("--format", "{{.Name}}")
+        listed = docker(*words, *form).split()
+        found += [name for name in listed if name.startswith(f"{_PREFIX}{os.getpid()}-")]
+        found += docker(*words, *form, "--filter", f"label={LABEL_SESSION_ID}={SESSION_ID}").split()
+    return found
+
+
+def unnamed_volumes() -> set[str]:
+    """Those that Docker makes for an image's VOLUME where nobody mounts one, and that no container has any more."""
+    return set(
+        docker(
+            "volume", "ls", "-q", "--filter", "dangling=true", "--filter", "label=com.docker.volume.anonymous"
+        ).split()
+    )
 
 
 def accuracy(log: str) -> float:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from compose_world import COMPOSE, Project, ports, running
+from compose_world import COMPOSE, ROOT, Project, command, left_by_session, ports, running, unnamed_volumes
 from trellis_testing import FederationContainer
 
 
@@ -27,13 +25,15 @@ async def sites(images: None) -> AsyncIterator[FederationContainer]:
 
 
 @pytest.fixture(scope="session")
-def images() -> None:
-    """The images as `make images` builds them from the tree as it is."""
-    built = subprocess.run(
-        ["bash", str(Path(__file__).parents[2] / "scripts" / "build-images")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stdout
+def images() -> str:
+    """The images as `make images` builds them from the tree as it is; what it says of their sizes."""
+    return command("bash", str(ROOT / "scripts" / "build-images"), timeout=1800)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Set up first, so torn down last: of what this session started there is no container, network or volume."""
+    volumes = unnamed_volumes()
+    yield
+    assert left_by_session() == []
+    assert unnamed_volumes() - volumes == set()

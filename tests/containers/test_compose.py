@@ -6,10 +6,16 @@ import json
 import os
 import re
 import shutil
+import ssl
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from compose_world import COMPOSE, ROOT, Project, accuracy, docker, image, inspect, ports, running, wait_for
+from compose_world import COMPOSE, ROOT, Project, accuracy, command, docker, image, inspect, ports, running, wait_for
+from example_logs import accuracies
+from trellis_kit.federation import free_ports
+from trellis_testing import StockFlwr, stock
 
 DIGITS = ROOT / "examples" / "digits"
 LEDGER = ROOT / "tests" / "crash" / "ledger"
@@ -106,6 +112,15 @@ def test_it_trains_and_what_the_command_line_writes_belongs_to_who_ran_it(plain:
     assert (fab.stat().st_uid, fab.stat().st_gid) == (12345, 12346)
 
 
+def test_it_learns_as_much_as_make_demo(plain: Project) -> None:
+    """To half a percent: what differs is the order in which a round's replies are added up."""
+    guest = ROOT / ".trellis" / "guest" / "bin" / "python"
+    demo = command(sys.executable, "-m", "trellis_cli", "demo", "--guest-python", str(guest), str(DIGITS))
+    here = plain.cli("flwr", "run", "--stream", app=DIGITS)
+    assert len(accuracies(demo)) == len(accuracies(here)) == 11, demo
+    assert accuracies(here) == pytest.approx(accuracies(demo), abs=0.005)
+
+
 def test_what_the_command_line_remembers_is_in_a_volume(plain: Project, app: Path) -> None:
     remembered = "import os; print(os.environ['FLWR_HOME'], os.getuid())"
     write = f"{remembered}; open(os.environ['FLWR_HOME'] + '/credentials', 'w').write('kept')"
@@ -135,6 +150,54 @@ def test_layers_train(layers: list[str], tmp_path: Path) -> None:
         assert ("without TLS" in logs.replace("ops listens on 127.0.0.1:8001 without TLS", "")) == (
             "compose.tls.yaml" not in layers or "compose.subprocess.yaml" in layers
         )
+
+
+OUTSIDE = ("1.24.0", "1.38.0")
+SITES = 3
+
+
+def test_stock_supernodes_come_from_outside_and_certificates_are_renewed_under_their_run(tmp_path: Path) -> None:
+    """Two releases on this machine, by the published port and over TLS; the containers run under another uid."""
+    certs = tmp_path / "certs"
+    environment = {**ports(), "CERTS": str(certs), "TRELLIS_UID": "12345", "TRELLIS_GID": "12346"}
+    project = Project([COMPOSE / "compose.yaml", COMPOSE / "compose.tls.yaml"], environment)
+    fleet = f"127.0.0.1:{environment['FLEET_PORT']}"
+    with running(project), ExitStack() as stock_nodes:
+        assert project.python("superlink", "import os; print(os.getuid(), os.getgid())").split() == ["12345", "12346"]
+        for number, release in enumerate(OUTSIDE, SITES):
+            node = stock.supernode(
+                StockFlwr(release),
+                f"supernode-{release}",
+                tmp_path,
+                fleet=fleet,
+                http=f"127.0.0.1:{environment['HTTP_PORT']}",
+                port=free_ports(1)[0],
+                node_config=f"partition-id={number} num-partitions={SITES + len(OUTSIDE)}",
+                root_certificates=certs / "ca.crt",
+            )
+            node.start()
+            stock_nodes.callback(node.kill)
+        config = f"num-server-rounds=6 min-sites={SITES + len(OUTSIDE)}"
+        with project.cli_in_background("flwr", "run", "--stream", "--run-config", config, app=DIGITS) as run:
+            wait_for(lambda: "round 2/" in run.log() or run.ended, "the run's second round is over", 400)
+            before = shown(fleet)
+            project.compose("run", "--rm", "-T", "certs", "certs", "renew", "--all", "--directory", "/certs")
+            wait_for(lambda: shown(fleet) != before, "the SuperLink shows its new certificate", 30)
+            assert not run.ended, run.log()
+            wait_for(lambda: run.ended, "the run is over", 400)
+            log = run.log()
+        assert len(accuracies(log)) == 7, log
+        assert accuracies(log)[-1] >= 0.93
+        keys = {line for path in certs.rglob("*.key") for line in path.read_text().splitlines() if len(line) > 40}
+        assert len(keys) > SITES
+        for container in project.containers().values():
+            assert not [line for line in keys if line in docker("inspect", container)]
+
+
+def shown(address: str) -> str:
+    """The certificate that a port shows."""
+    host, _, port = address.rpartition(":")
+    return ssl.get_server_certificate((host, int(port)), timeout=10)
 
 
 def test_ten_supernodes_by_one_variable() -> None:
