@@ -67,7 +67,7 @@ def test_what_a_container_may(plain: Project, service: str) -> None:
     assert re.search(r"^Uid:\s+49999\s+49999\s+49999\s+49999$", status, re.MULTILINE)
     assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
     assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
-    for place in ("/", "/app", "/opt/trellis", "/usr/local/bin"):
+    for place in ("/", "/app", "/opt/trellis", "/opt/bin"):
         told = plain.python(
             service,
             f"""
@@ -206,20 +206,20 @@ def test_ten_supernodes_by_one_variable() -> None:
         assert len(project.containers()) == 22
         log = project.cli("flwr", "run", "--stream", "--run-config", "min-sites=10 num-server-rounds=2", app=DIGITS)
         assert "completed" in log
-        listed = json.loads(project.cli("flwr", "supernode", "list", "--format", "json", app=DIGITS).splitlines()[-1])
-        assert len(json.dumps(listed).split('"online"')) - 1 == 10
+        listed = project.cli("flwr", "supernode", "list", "--format", "json", app=DIGITS)
+        assert listed.count('"online"') == 10, listed
 
 
 def test_machines_apart(tmp_path: Path) -> None:
     """A server and two sites that know each other by name, port and ca.crt only."""
-    gateway = inspect("bridge")["IPAM"]["Config"][0]["Gateway"]  # this machine, as containers see it
     published = ports()
     certs = tmp_path / "server-certs"
     server = Project(
         [COMPOSE / "compose.server.yaml"], {**published, "CERTS": str(certs), "SERVER_NAME": "fl.example.test"}
     )
     named = tmp_path / "names.yaml"
-    named.write_text(f'services: {{ supernode: {{ extra_hosts: ["fl.example.test:{gateway}"] }} }}\n')
+    # This machine, as containers see it.
+    named.write_text('services: { supernode: { extra_hosts: ["fl.example.test:host-gateway"] } }\n')
     with running(server):
         sites = []
         for number in range(2):

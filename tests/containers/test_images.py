@@ -45,9 +45,28 @@ def test_flwr_is_where_apps_are_hosted_and_in_their_environment_alone(name: str)
     if name in HOSTS:
         assert inside(name, "python3", "-c", "import flwr, sys; print(sys.prefix)").strip() == "/app/venv"
     else:
-        assert inside(name, "find", "/opt", "/app", "/usr", "/var", "-type", "d", "-name", "flwr*").split() == (
-            ["/var/lib/flwr"] if name == "cli" else []
-        )
+        folders = inside(name, "find", "/opt", "/app", "/usr", "/var/lib", "-type", "d", "-name", "flwr*").split()
+        assert folders == (["/var/lib/flwr"] if name == "cli" else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "programs"),
+    [
+        ("superlink", "trellis-superlink flower-superlink"),
+        ("superlink-subprocess", "trellis-superlink flower-superlink"),
+        ("supernode", "trellis-supernode flower-supernode"),
+        ("supernode-subprocess", "trellis-supernode flower-supernode"),
+        ("serverapp", "trellis-serverapp flwr-serverapp flower-superexec"),
+        ("clientapp", "trellis-clientapp flwr-clientapp flower-superexec"),
+        ("superexec", "flower-superexec"),
+        ("cli", "trellis flwr"),
+    ],
+)
+def test_stocks_names_are_our_programs(name: str, programs: str) -> None:
+    """Also where flwr's own are installed: stock's Compose files start programs by their names."""
+    found = inside(name, "sh", "-c", f'for one in {programs}; do readlink "$(command -v "$one")"; done').split()
+    assert len(found) == len(programs.split())
+    assert all(path.startswith("/opt/trellis/bin/trellis") for path in found), found
 
 
 def test_the_superlink_is_small(images: str) -> None:
