@@ -18,6 +18,7 @@ _NO_DEPENDENCY_INSTALLATION = (1, 32)  # the SuperLink's flag to leave the envir
 _RUNTIME_OVER_HTTP = (1, 35)
 _CONTROL_OVER_HTTP = (1, 37)
 _FLEET_OVER_HTTP = (1, 40)
+_ACCOUNTS = (1, 23)  # users are called accounts
 _CONFIG_TOML = (1, 26)  # the command line reads $FLWR_HOME/config.toml instead of the app's pyproject.toml
 
 
@@ -102,10 +103,17 @@ class Finished:
 
 class StockCli:
     """The stock `flwr` command, connected to the SuperLink at `control` (gRPC) or `http`, host:port, whichever its
-    release speaks."""
+    release speaks. `login`: whether users log in there, which has to be said up to 1.25."""
 
     def __init__(
-        self, release: StockFlwr, directory: Path, *, control: str, http: str, root_certificates: Path | None = None
+        self,
+        release: StockFlwr,
+        directory: Path,
+        *,
+        control: str,
+        http: str,
+        root_certificates: Path | None = None,
+        login: bool = False,
     ) -> None:
         self.release = release.ensure()
         self._home = directory / f"cli-{release.version}"
@@ -113,6 +121,9 @@ class StockCli:
         address = http if release.minor >= _CONTROL_OVER_HTTP else control
         secure = "insecure = true" if root_certificates is None else f'root-certificates = "{root_certificates}"'
         connection = f'address = "{address}"\n{secure}\n'
+        if login and release.minor < _CONFIG_TOML:
+            who = "account" if release.minor >= _ACCOUNTS else "user"
+            connection += f"enable-{who}-auth = true\n"
         self._section = f"\n[tool.flwr.federations]\ndefault = 'here'\n[tool.flwr.federations.here]\n{connection}"
         if release.minor >= _CONFIG_TOML:
             config = Path(self._env["FLWR_HOME"]) / "config.toml"
@@ -131,15 +142,7 @@ class StockCli:
 
     async def __call__(self, *arguments: str, cwd: Path | None = None) -> Finished:
         """Run `flwr <arguments>` to its end; the caller bounds the time."""
-        process = await asyncio.create_subprocess_exec(
-            self.release.program("flwr"),
-            *arguments,
-            env=self._env,
-            cwd=cwd or self._home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        process = await self.spawn(*arguments, cwd=cwd)
         try:
             output, _ = await process.communicate()
         finally:
@@ -148,10 +151,26 @@ class StockCli:
                 await process.wait()
         return Finished(process.returncode or 0, output.decode(errors="replace"))
 
-    async def about(self, app: Path, *command: str) -> Finished:
-        """`flwr <command>` about this SuperLink: up to 1.25 it is named by the app and its federation."""
+    async def spawn(self, *arguments: str, cwd: Path | None = None) -> asyncio.subprocess.Process:
+        """`flwr <arguments>`, running; both streams of its output come in one pipe."""
+        return await asyncio.create_subprocess_exec(
+            self.release.program("flwr"),
+            *arguments,
+            env=self._env,
+            cwd=cwd or self._home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def named(self, app: Path, *command: str) -> Sequence[str]:
+        """A command about this SuperLink: up to 1.25 that is named by the app and its federation."""
         where = ["here"] if self.release.minor >= _CONFIG_TOML else [str(self.app(app)), "here"]
-        return await self(*command, *where)
+        return (*command, *where)
+
+    async def about(self, app: Path, *command: str) -> Finished:
+        """`flwr <command>` about this SuperLink."""
+        return await self(*self.named(app, *command))
 
     async def run(self, app: Path, *options: str) -> Finished:
         """`flwr run APP here --stream <options>`."""

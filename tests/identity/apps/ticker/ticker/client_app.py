@@ -1,0 +1,5 @@
+"""Does nothing: the run asks no SuperNode."""
+
+from flwr.client import ClientApp
+
+app = ClientApp()
