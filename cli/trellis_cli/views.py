@@ -130,11 +130,13 @@ def node_row(node: NodeInfo, now: str) -> list[Cell]:
     }.get(node.status, node.registered_at)
     online = human_duration(elapsed(node.last_activated_at, now)) if node.status == "online" else ""
     owner = Cell(node.owner_name)
-    return [Cell(str(node.node_id), "bold"), owner, styled(node.status), Cell(online), Cell(instant(changed))]
+    status = Cell("waits for approval", "yellow") if node.trellis_held else styled(node.status)
+    return [Cell(str(node.node_id), "bold"), owner, status, Cell(online), Cell(instant(changed))]
 
 
 def node_json(node: NodeInfo, now: str) -> dict[str, Any]:
-    return {
+    """Those of stock, and `held` of one that waits for approval."""
+    return ({"held": True} if node.trellis_held else {}) | {
         "node-id": str(node.node_id),
         "owner-name": node.owner_name,
         "status": node.status,

@@ -30,6 +30,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("new", "write a small app to begin with", "new"),
     Command("supernode list", "list the SuperNodes of a federation (ls)", "supernode_list"),
     Command("supernode ls", "list the SuperNodes of a federation", "supernode_list", alias_of="supernode list"),
+    Command("supernode approve", "let a SuperNode take part that waits for it", "supernode_approve"),
     Command("supernode register", "admit a SuperNode by its public key", "supernode_register"),
     Command("supernode unregister", "remove a SuperNode", "supernode_unregister"),
     Command("federation list", "list federations, or show one (ls)", "federation_list"),

@@ -21,8 +21,10 @@ from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable, take_descriptors
 from trellis_kit.settings import load, reachable, split_address
 from trellis_kit.tls import ServerTls, interior_tls, server_tls
+from trellis_wire.identity import KeyProblem, parse_public_key, public_pem
 
 from trellis_superlink.core.errors import TryAgainLater, Unusable
+from trellis_superlink.core.nodes import Unknown
 from trellis_superlink.core.quotas import Limits
 from trellis_superlink.core.service import Core, CoreConfig
 from trellis_superlink.edges.adapter import Adapter
@@ -209,12 +211,33 @@ def core_config(settings: SuperLinkSettings) -> CoreConfig:
         retention=settings.retention,
         artifact_limit=settings.artifact_limit,
         limits=Limits(settings.runs_per_account, settings.bytes_per_account),
-        open_registration=not settings.enable_supernode_auth,
+        unknown_nodes=unknown_nodes(settings),
         executor_hint=(
             f"Start one: trellis-serverapp {_executor_flags(settings)} --serverappio-api-address "
             f"{reachable(settings.serverappio_api_address)} (image trellis/serverapp)"
         ),
     )
+
+
+def unknown_nodes(settings: SuperLinkSettings) -> Unknown:
+    """What becomes of SuperNodes that no operator registered. Fatal for settings that contradict each other."""
+    closed = settings.enable_supernode_auth or settings.auth_list_public_keys is not None
+    if settings.unknown_supernodes is None:
+        return Unknown.REFUSE if closed else Unknown.ADMIT
+    if closed and settings.unknown_supernodes == "admit":
+        raise Fatal("--unknown-supernodes admit lets in those that --enable-supernode-auth keeps out: leave one out.")
+    return Unknown(settings.unknown_supernodes)
+
+
+def listed_keys(path: Path) -> list[bytes]:
+    """The keys of `--auth-list-public-keys`, as PEM; Flower 1.20-1.22 have the same file. Fatal."""
+    try:
+        found = [one.strip() for one in path.read_text(encoding="utf-8").replace(",", "\n").splitlines()]
+        return [public_pem(parse_public_key(one.encode())) for one in found if one and not one.startswith("#")]
+    except OSError as error:
+        raise Fatal(f"--auth-list-public-keys {path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, KeyProblem) as error:
+        raise Fatal(f"--auth-list-public-keys {path}: {error}.") from error
 
 
 def _executor_flags(settings: SuperLinkSettings) -> str:
@@ -234,6 +257,8 @@ async def serve(settings: SuperLinkSettings, stop: Stop) -> None:
     except (TryAgainLater, Unusable) as error:
         raise Fatal(f"The database or its folder cannot be used: {error}", exit_code=EXIT_FAILED) from error
     try:
+        if settings.auth_list_public_keys is not None:
+            await core.nodes.keep_listed(listed_keys(settings.auth_list_public_keys))
         link = SuperLink(settings, core, await core.key(KEY))
         await link.start()
         _log.info("The SuperLink is ready")

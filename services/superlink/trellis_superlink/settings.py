@@ -71,6 +71,16 @@ class SuperLinkSettings(Settings):
     enable_supernode_auth: bool = Field(
         False, description="Only SuperNodes whose key an operator registered (flwr supernode register) may join"
     )
+    auth_list_public_keys: Path | None = Field(
+        None,
+        description="File with the public keys (OpenSSH, commas or line ends between) of SuperNodes that may join; "
+        "read at the start; implies --enable-supernode-auth",
+    )
+    unknown_supernodes: Literal["admit", "hold", "refuse"] | None = Field(
+        None,
+        description="What becomes of SuperNodes that no operator registered: hold has them wait for "
+        "`trellis supernode approve` (default: admit, with --enable-supernode-auth refuse)",
+    )
     join_token: str | None = Field(
         None, description="File with the secret that executors must show", json_schema_extra={"secret": True}
     )
@@ -170,7 +180,6 @@ _LOG_FILE = "logs go to stderr; let the platform keep them."
 
 STOCK_FLAGS = (
     _valued("--flwr-dir", note="FABs are kept in the database."),
-    _valued("--auth-list-public-keys", note="use --enable-supernode-auth and `flwr supernode register`."),
     _valued("--auth-superlink-private-key", note="SuperNodes sign with their own key only, as from Flower 1.20 on."),
     _valued("--auth-superlink-public-key", note="SuperNodes sign with their own key only, as from Flower 1.20 on."),
     _valued("--fleet-api-type", note="Fleet is served over gRPC request-response (grpc-rere)."),

@@ -58,6 +58,10 @@ class RegistrationClosed(Refused):
     """Only the operator registers nodes here (`--enable-supernode-auth`)."""
 
 
+class Held(TryAgainLater):
+    """The node waits for an operator's approval (`--unknown-supernodes hold`): the same again, later."""
+
+
 class BadInterval(Refused):
     """The heartbeat interval is outside 10 to 1800 seconds (Flower 1.23 on)."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -21,11 +21,13 @@ from trellis_superlink.core.base import Ground
 from trellis_superlink.core.errors import (
     BadInterval,
     Forbidden,
+    Held,
     KeyInUse,
     KeyInvalid,
     NotFound,
     Refused,
     RegistrationClosed,
+    TryAgainLater,
     Unauthenticated,
 )
 from trellis_superlink.core.federations import Federations
@@ -42,9 +44,22 @@ PATIENCE = 2
 MIN_INTERVAL, MAX_INTERVAL = 10.0, 1800.0
 BEAT_EVERY = 1.0
 _MAX_NAME = 200
+MAX_WAITING = 1000
+"""Nodes that may wait for approval at once: whoever reaches the port can add one."""
+
+KEY_LIST = Principal.account("<id:key-list>", "key list")
+"""Whose the nodes of `--auth-list-public-keys` are."""
 
 UNHEARD = "The node is not available: it sent no heartbeat within twice its interval."
 LEFT = "The node is not available: it left."
+
+
+class Unknown(StrEnum):
+    """What becomes of a node whose key no operator registered."""
+
+    ADMIT = "admit"
+    HOLD = "hold"  # it waits until an operator approves it
+    REFUSE = "refuse"
 
 
 class NodeStatus(StrEnum):
@@ -74,6 +89,7 @@ class Node:
     online_until: float | None
     heartbeat_interval: float
     self_registered: bool = True
+    held: bool = False  # waits for approval
 
 
 class Nodes:
@@ -83,13 +99,14 @@ class Nodes:
         gone: Callable[[Tx, Sequence[int], str], object],
         federations: Federations,
         *,
-        open_registration: bool,
+        unknown: Unknown,
     ) -> None:
-        """`gone` answers, inside a transaction, what nodes that went away still had to do."""
+        """`gone` answers, inside a transaction, what nodes that went away still had to do. `unknown`: what becomes of
+        nodes that registered themselves; one that an operator approved is that operator's."""
         self._ground = ground
         self._gone = gone
         self._federations = federations
-        self._open = open_registration
+        self._unknown = unknown
         self._nodes: dict[int, Node] = {}
         self._by_key: dict[bytes, int] = {}
         self._beating: set[int] = set()
@@ -125,10 +142,10 @@ class Nodes:
 
     async def create(self, public_key: bytes, heartbeat_interval: float) -> int:
         """CreateNode (Flower 1.20-1.22): registers the key if it is new and brings the node online.
-        RegistrationClosed when only the operator registers nodes and this key is none of theirs."""
+        RegistrationClosed when only the operator registers nodes and this key is none of theirs, Held."""
         if public_key not in self._by_key:
             self._require_open()
-            await self._insert(public_key, NO_ACCOUNT, self_registered=True)
+            await self._take_in(public_key)
         return await self.activate(public_key, heartbeat_interval or DEFAULT_INTERVAL)
 
     async def delete(self, who: Principal) -> None:
@@ -142,22 +159,24 @@ class Nodes:
     # ---- 1.23 on
 
     async def register(self, public_key: bytes) -> int:
-        """RegisterNode on Fleet (1.23 on): by the node itself. The same key again gives the same id.
-        RegistrationClosed; KeyInUse when an operator registered it."""
+        """RegisterNode on Fleet (1.23 on): by the node itself. The same key again gives the same id, also while it
+        waits for approval. RegistrationClosed; KeyInUse when an operator registered it."""
         self._require_open()
         known = self._by_key.get(public_key)
         if known is not None:
-            if not self._nodes[known].self_registered:
+            if not self._nodes[known].self_registered and self._unknown is Unknown.ADMIT:
                 raise KeyInUse("Public key already in use")
             return known
-        return await self._insert(public_key, NO_ACCOUNT, self_registered=True)
+        return await self._take_in(public_key)
 
     async def activate(self, public_key: bytes, heartbeat_interval: float) -> int:
-        """ActivateNode (1.23 on): online until two intervals from now. NotFound for an unknown key, BadInterval."""
+        """ActivateNode (1.23 on): online until two intervals from now. NotFound for an unknown key,
+        BadInterval, Held, Unauthenticated."""
         _check(heartbeat_interval)
         node_id = self._by_key.get(public_key)
         if node_id is None:
             raise NotFound("Public key not recognized")
+        self._require_approved(self._nodes[node_id])
         now = self._ground.clock()
         changes = {
             "activated_at": now,
@@ -191,7 +210,8 @@ class Nodes:
         _log.info("node offline", extra={"node_id": node_id})
 
     async def enrol(self, who: Principal, public_key: bytes, *, name: str = "", location: str = "") -> int:
-        """RegisterNode on Control, by an account. KeyInvalid, KeyInUse; Refused for a name that cannot be shown."""
+        """RegisterNode on Control, by an account; approves a node that waits for it. KeyInvalid, KeyInUse; Refused for
+        a name that cannot be shown."""
         _require_operator(who)
         for text in (name, location):
             if len(text) > _MAX_NAME or not text.isprintable():
@@ -200,9 +220,29 @@ class Nodes:
             key = public_pem(parse_public_key(public_key))
         except KeyProblem as error:
             raise KeyInvalid("The provided public key is not valid") from error
-        if key in self._by_key:
-            raise KeyInUse("Public key already in use")
+        known = self._by_key.get(key)
+        if known is not None:
+            if not self._waits(self._nodes[known]):
+                raise KeyInUse("Public key already in use")
+            await self._approve(known, who, name, location)
+            return known
         return await self._insert(key, who, self_registered=False, name=name, location=location)
+
+    async def keep_listed(self, keys: Iterable[bytes]) -> None:
+        """At start: the nodes of `--auth-list-public-keys` are these, no more and no fewer. KeyInvalid."""
+        try:
+            listed = {public_pem(parse_public_key(key)) for key in keys}
+        except KeyProblem as error:
+            raise KeyInvalid(str(error)) from error
+        for node in [one for one in self._nodes.values() if one.owner_id == KEY_LIST.id]:
+            if node.public_key not in listed:
+                await self._remove(node.node_id)
+        for key in listed:
+            known = self._by_key.get(key)
+            if known is None:
+                await self._insert(key, KEY_LIST, self_registered=False)
+            elif self._nodes[known].self_registered:
+                await self._approve(known, KEY_LIST)
 
     async def unregister(self, who: Principal, node_id: int) -> None:
         """Ends the node for good; by an account (Control) or the node itself (Fleet: RegistrationClosed when the
@@ -221,13 +261,14 @@ class Nodes:
 
     async def authenticate(self, node_id: int, public_key: bytes) -> Principal:
         """The node that this validly signed key speaks for. An unknown pair is adopted where registration is open
-        (WIRE.md 2.5); Unauthenticated otherwise, or when either half belongs to another."""
+        (WIRE.md 2.5); Unauthenticated otherwise, or when either half belongs to another; Held."""
         node = self._nodes.get(node_id)
         if node is None:
             await self._adopt(node_id, public_key)
             node = self._nodes[node_id]
         if node.public_key != public_key:
             raise Unauthenticated("Invalid node ID")
+        self._require_approved(node)
         return Principal.node(node_id, node.name)
 
     def reaches(self, who: Principal, node_id: int) -> bool:
@@ -236,7 +277,12 @@ class Nodes:
 
     def online(self, node_id: int) -> bool:
         node = self._nodes.get(node_id)
-        return node is not None and node.online_until is not None and node.online_until > self._ground.clock()
+        return (
+            node is not None
+            and node.online_until is not None
+            and node.online_until > self._ground.clock()
+            and not self._waits(node)
+        )
 
     @property
     def known_count(self) -> int:
@@ -315,6 +361,8 @@ class Nodes:
     # ---- inside
 
     def _shown(self, node: Node) -> Node:
+        if self._waits(node):
+            return replace(node, status=NodeStatus.REGISTERED, held=True)
         if self.online(node.node_id):
             return replace(node, status=NodeStatus.ONLINE)
         return replace(node, status=NodeStatus.REGISTERED if node.activated_at is None else NodeStatus.OFFLINE)
@@ -324,10 +372,46 @@ class Nodes:
         self._by_key[node.public_key] = node.node_id
 
     def _require_open(self) -> None:
-        if not self._open:
+        if self._unknown is Unknown.REFUSE:
             raise RegistrationClosed(
                 "SuperNode authentication is enabled. All SuperNodes must be registered via the CLI."
             )
+
+    def _waits(self, node: Node) -> bool:
+        """Whether no operator has said yes to it, and one has to. Also those that came while everybody was admitted."""
+        return node.self_registered and self._unknown is not Unknown.ADMIT
+
+    def _require_approved(self, node: Node) -> None:
+        if not self._waits(node):
+            return
+        if self._unknown is Unknown.HOLD:
+            raise Held(f"SuperNode {node.node_id} waits until an operator approves it.")
+        raise Unauthenticated("The node's key was not registered by an operator")
+
+    async def _take_in(self, public_key: bytes, node_id: int | None = None) -> int:
+        """A node that came by itself. TryAgainLater where too many wait already."""
+        if self._unknown is Unknown.HOLD and sum(map(self._waits, self._nodes.values())) >= MAX_WAITING:
+            raise TryAgainLater("Too many SuperNodes wait for approval.")
+        taken = await self._insert(public_key, NO_ACCOUNT, self_registered=True, node_id=node_id)
+        if self._unknown is Unknown.HOLD:
+            _log.warning("A SuperNode waits for approval: trellis supernode approve %d", taken)
+        return taken
+
+    async def _approve(self, node_id: int, who: Principal, name: str = "", location: str = "") -> None:
+        """The node is the operator's from now on."""
+        node = self._nodes[node_id]
+        changes = {
+            "self_registered": False,
+            "owner_id": who.id,
+            "owner_name": who.name,
+            "name": name or node.name,
+            "location": location or node.location,
+        }
+        await self._ground.db.write(
+            lambda tx: tx.conn.execute(update(nodes).where(nodes.c.node_id == node_id).values(changes))
+        )
+        self._keep(replace(self._nodes[node_id], **changes))  # type: ignore[arg-type]
+        _log.info("node approved", extra={"node_id": node_id})
 
     async def _insert(
         self,
@@ -375,7 +459,7 @@ class Nodes:
         return node.node_id
 
     async def _adopt(self, node_id: int, public_key: bytes) -> None:
-        if not self._open or node_id <= SUPERLINK_NODE_ID or public_key in self._by_key:
+        if self._unknown is Unknown.REFUSE or node_id <= SUPERLINK_NODE_ID or public_key in self._by_key:
             raise Unauthenticated("Invalid node ID")
         gone = await self._ground.db.read(
             lambda conn: conn.scalar(select(nodes.c.unregistered_at).where(nodes.c.node_id == node_id))
@@ -383,10 +467,12 @@ class Nodes:
         if gone is not None:
             raise Unauthenticated("The node was unregistered")
         try:
-            await self._insert(public_key, NO_ACCOUNT, self_registered=True, node_id=node_id)
+            await self._take_in(public_key, node_id)
         except KeyInUse as error:
             if node_id not in self._nodes:  # else: another call of the same node was faster
                 raise Unauthenticated("Invalid node ID") from error
+        if self._waits(self._nodes[node_id]):
+            return
         self._keep(replace(self._nodes[node_id], activated_at=self._ground.clock()))
         _log.warning("adopted a node that this database did not know", extra={"node_id": node_id})
 

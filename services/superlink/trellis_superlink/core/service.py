@@ -25,7 +25,7 @@ from trellis_superlink.core.ledger import Ledger
 from trellis_superlink.core.letters import INSTRUCTION, Letters, MailState
 from trellis_superlink.core.logs import Logs
 from trellis_superlink.core.mail import Mail
-from trellis_superlink.core.nodes import Nodes
+from trellis_superlink.core.nodes import Nodes, Unknown
 from trellis_superlink.core.objects import Objects
 from trellis_superlink.core.quotas import Limits, Quotas
 from trellis_superlink.core.retention import Retention
@@ -47,14 +47,15 @@ class CoreConfig:
 
     `database` None keeps everything in temporary files that go away with the process. `storage_dir` None puts the
     objects' files beside the database. `retention`: how long finished runs are kept, None for ever.
-    `artifact_limit`: bytes of what a run leaves behind; `limits`: what each account may have. `executor_hint` ends the
-    notice that pending runs get when no executor shows up.
+    `artifact_limit`: bytes of what a run leaves behind; `limits`: what each account may have. `unknown_nodes`: what
+    becomes of nodes that no operator registered. `executor_hint` ends the notice that pending runs get when no executor
+    shows up.
     """
 
     database: Path | None = None
     storage_dir: Path | None = None
     retention: float | None = None
-    open_registration: bool = True
+    unknown_nodes: Unknown = Unknown.ADMIT
     artifact_limit: int = 4 * 1024**3
     limits: Limits = field(default_factory=Limits)
     executor_lost_after: float = 30.0
@@ -94,9 +95,7 @@ class Core:
         self.federations = Federations(ground)
         quotas = Quotas(ground, config.limits)
         self.runs = Runs(ground, self._letters, self._claims, self.federations, quotas)
-        self.nodes = Nodes(
-            ground, self._letters.node_gone, self.federations, open_registration=config.open_registration
-        )
+        self.nodes = Nodes(ground, self._letters.node_gone, self.federations, unknown=config.unknown_nodes)
         self.objects = Objects(ground, self._letters, cache, self._ledger, quotas)
         self.mail = Mail(ground, self._letters, cache, self.nodes, self._ledger, quotas)
         self.executors = Executors(

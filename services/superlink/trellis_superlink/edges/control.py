@@ -255,6 +255,7 @@ class Control:
         request = await call.request(control_pb2.RegisterNodeRequest)
         key = public_pem(parse_public_key(request.public_key))
         node_id = await self._core.nodes.enrol(call.account, key, name=request.name, location=request.location)
+        call.note(node_id=node_id)
         await call.send(control_pb2.RegisterNodeResponse(node_id=node_id))
 
     async def unregister_node(self, call: Call) -> None:

@@ -97,6 +97,7 @@ def node_to_edge(node: Node) -> node_pb2.NodeInfo:
         registered_at=iso(node.registered_at),
         heartbeat_interval=node.heartbeat_interval,
         public_key=node.public_key,
+        trellis_held=node.held,
     )
     if node.activated_at is not None:
         info.last_activated_at = iso(node.activated_at)

@@ -54,6 +54,7 @@ class NodeInfo(_message.Message):
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    TRELLIS_HELD_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     owner_aid: _builtins.str
     owner_name: _builtins.str
@@ -78,6 +79,8 @@ class NodeInfo(_message.Message):
     """1.38 on"""
     name: _builtins.str
     """1.38 on"""
+    trellis_held: _builtins.bool
+    """waits for an operator's approval"""
     def __init__(
         self,
         *,
@@ -94,10 +97,11 @@ class NodeInfo(_message.Message):
         public_key: _builtins.bytes = ...,
         location: _builtins.str | None = ...,
         name: _builtins.str | None = ...,
+        trellis_held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_activated_at", b"_last_activated_at", "_last_deactivated_at", b"_last_deactivated_at", "_location", b"_location", "_name", b"_name", "_online_until", b"_online_until", "_unregistered_at", b"_unregistered_at", "last_activated_at", b"last_activated_at", "last_deactivated_at", b"last_deactivated_at", "location", b"location", "name", b"name", "online_until", b"online_until", "unregistered_at", b"unregistered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_activated_at", b"_last_activated_at", "_last_deactivated_at", b"_last_deactivated_at", "_location", b"_location", "_name", b"_name", "_online_until", b"_online_until", "_unregistered_at", b"_unregistered_at", "heartbeat_interval", b"heartbeat_interval", "last_activated_at", b"last_activated_at", "last_deactivated_at", b"last_deactivated_at", "location", b"location", "name", b"name", "node_id", b"node_id", "online_until", b"online_until", "owner_aid", b"owner_aid", "owner_name", b"owner_name", "public_key", b"public_key", "registered_at", b"registered_at", "status", b"status", "unregistered_at", b"unregistered_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_activated_at", b"_last_activated_at", "_last_deactivated_at", b"_last_deactivated_at", "_location", b"_location", "_name", b"_name", "_online_until", b"_online_until", "_unregistered_at", b"_unregistered_at", "heartbeat_interval", b"heartbeat_interval", "last_activated_at", b"last_activated_at", "last_deactivated_at", b"last_deactivated_at", "location", b"location", "name", b"name", "node_id", b"node_id", "online_until", b"online_until", "owner_aid", b"owner_aid", "owner_name", b"owner_name", "public_key", b"public_key", "registered_at", b"registered_at", "status", b"status", "trellis_held", b"trellis_held", "unregistered_at", b"unregistered_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_activated_at: _TypeAlias = _typing.Literal["last_activated_at"]  # noqa: Y015
     _WhichOneofArgType__last_activated_at: _TypeAlias = _typing.Literal["_last_activated_at", b"_last_activated_at"]  # noqa: Y015
