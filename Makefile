@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guest demo test test-interop test-containers check format proto requirements bench engine images push clean
+.PHONY: help setup guest demo test test-interop test-containers check format proto requirements bench engine images push secrets clean
 
 # Any Python from 3.11 on: PYTHON=python3.12 make demo
 PYTHON ?= python3
@@ -74,6 +74,9 @@ images: ## build every image and print its size (BASE_IMAGE, IMAGE_PREFIX, IMAGE
 
 push: ## push the images: make push REGISTRY=registry.example.org/trellis
 	@bash scripts/push-images $(REGISTRY)
+
+secrets: ## make the passwords that compose/compose.oidc.yaml needs, in compose/secrets
+	@bash scripts/make-secrets
 
 bench: setup guest ## measure against stock Flower (see benchmarks/README.md)
 	@exec $(BIN)/python -m benchmarks
