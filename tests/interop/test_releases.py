@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from example_logs import accuracies
@@ -85,12 +86,11 @@ async def test_its_parts_on_our_superlink(
             run = RunHandle(federation.control, started_run(second))
             judged = await rounds_of(run, 1)
             if named():
-                federation["superlink"].kill()
-                federation["superlink"].start()
+                await dies(federation)
                 await rounds_of(run, judged + 2)  # one may have been all but over, the next is new
             await stops(cli, app, run.run_id)
             if named():
-                await forgets(federation, tmp_path)
+                await dies(federation, forgetting=tmp_path / "superlink")
                 assert_completed(await trained(federation, app, 1), TWO_SITES[:1])
 
 
@@ -110,13 +110,26 @@ async def rounds_of(run: RunHandle, number: int) -> int:
     raise AssertionError(f"The run ended before round {number}:\n{seen}")
 
 
-async def forgets(federation: ProcessFederation, directory: Path) -> None:
-    """The SuperLink dies, and one takes its place that knows nothing. Stock SuperNodes never register again (WIRE.md
-    2.5); they are taken in, because they sign what they send."""
+async def dies(federation: ProcessFederation, forgetting: Path | None = None) -> None:
+    """The SuperLink is killed and comes back; `forgetting` its database, which is in this folder.
+
+    Stock SuperNodes never register again (WIRE.md 2.5). One that does not know them takes them in, because they sign
+    what they send.
+    """
     federation["superlink"].kill()
-    for path in (directory / "superlink").glob("superlink.db*"):
-        path.unlink()
+    if forgetting is not None:
+        for path in forgetting.glob("superlink.db*"):
+            path.unlink()
     federation["superlink"].start()
+
+    async def answers() -> bool:
+        try:
+            await federation.control.nodes()
+        except grpc.aio.AioRpcError:  # a call may have gone into the connection that was ending
+            return False
+        return True
+
+    await federation.until(answers, 180, "the SuperLink answers again")
 
 
 async def test_supernodes_behind_the_grpc_adapter(digits: Path, tmp_path: Path) -> None:
@@ -283,8 +296,7 @@ async def test_many_releases_in_one_run(legacy: Path, tmp_path: Path) -> None:
         rounds = {"num-server-rounds": len(SEVEN_SITES), "min-sites": len(layout.supernodes)}
         run = await federation.run(legacy, rounds)
         await rounds_of(run, 1)
-        federation["superlink"].kill()
-        federation["superlink"].start()
+        await dies(federation)
         assert_completed(await run.finished(), SEVEN_SITES)
-        await forgets(federation, tmp_path)
+        await dies(federation, forgetting=tmp_path / "superlink")
         assert_completed(await trained(federation, legacy, 1), SEVEN_SITES[:1])
