@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PACKAGES := libs/wire libs/kit libs/runner libs/testing services/superlink services/supernode services/serverapp services/clientapp cli
 GUEST := .trellis/guest
 CONTAINERS := .trellis/containers
-TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop tests/containers
+TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop
 # Those in containers need a Docker engine, which is looked for before any test runs.
 ENGINE := $(if $(findstring tests/containers,$(TESTS))$(filter tests,$(TESTS)),engine)
 export RELEASES
@@ -35,7 +35,7 @@ $(GUEST)/.ready: requirements/guest.txt
 demo: setup guest ## train examples/digits on a federation of processes, then stop it
 	@exec $(BIN)/trellis demo --guest-python $(CURDIR)/$(GUEST)/bin/python examples/digits
 
-test: $(ENGINE) setup guest ## run the tests, those in containers, too (brings what is missing); a part: make test TESTS=tests/unit
+test: $(ENGINE) setup guest ## run the tests that need no Docker engine (brings what is missing); a part: make test TESTS=tests/unit
 	@bash scripts/install-test-tools
 	@exec $(BIN)/pytest $(TESTS)
 
