@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
-from compose_world import COMPOSE, ROOT, Project, command, docker, inspect, ports, running
+from compose_world import COMPOSE, ROOT, CommandFailed, Project, command, docker, inspect, ports, running
 from trellis_kit.federation import find_program, free_ports
 from trellis_testing.environment import clean_environment
 
@@ -52,9 +52,12 @@ def accounts(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     [port] = free_ports(1, "0.0.0.0")
     published, url = ports(), f"https://localhost:{port}"
     env = {**published, "SECRETS": str(secrets), "CERTS": str(certs), "KEYCLOAK_PORT": str(port), "KEYCLOAK_URL": url}
-    if "KEYCLOAK_IMAGE" not in os.environ:
-        command("bash", str(ROOT / "tests" / "images" / "keycloak" / "build"), STAND_IN, timeout=900)
-        env["KEYCLOAK_IMAGE"] = STAND_IN
+    try:
+        Project(LAYERS, env).compose("pull", "--quiet", "keycloak")
+    except CommandFailed:  # where no registry answers
+        if "KEYCLOAK_IMAGE" not in os.environ:
+            command("bash", str(ROOT / "tests" / "images" / "keycloak" / "build"), STAND_IN, timeout=900)
+            env["KEYCLOAK_IMAGE"] = STAND_IN
     with running(OnlySome(LAYERS, env)) as project:
         yield Accounts(project, certs, secrets, f"localhost:{published['CONTROL_PORT']}", url)
 
