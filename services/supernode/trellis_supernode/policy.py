@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trellis_kit.audit import AuditLog, Entry, Outcome
+from trellis_wire.fab import inspect
 from trellis_wire.signing import SigningProblem, key_id, read_public, signer
 
 
@@ -130,13 +132,19 @@ class Gate:
 
     async def denial(self, run: Asked) -> str | None:
         """As `Policy.denial`. AuditUnavailable."""
-        return await self._decided(run, self._policy.denial(run), last=not self.looks_at_signatures)
+        return await self._decided(run, self._policy.denial(run))
 
     async def unsigned(self, run: Asked, signatures: Mapping[str, str]) -> str | None:
         """As `Policy.unsigned`. AuditUnavailable."""
-        return await self._decided(run, self._policy.unsigned(run.fab_hash, signatures), last=True)
+        return await self._decided(run, self._policy.unsigned(run.fab_hash, signatures))
 
-    async def _decided(self, run: Asked, denial: str | None, *, last: bool) -> str | None:
+    async def renamed(self, run: Asked, content: bytes) -> str | None:
+        """What was decided on is the app's own name, not one that the SuperLink gave it. AuditUnavailable."""
+        name = (await asyncio.to_thread(inspect, content)).fab_id
+        denial = None if name == run.fab_id else f"The SuperLink calls the app {run.fab_id!r}, it is {name!r}."
+        return await self._decided(run, denial, last=True)
+
+    async def _decided(self, run: Asked, denial: str | None, *, last: bool = False) -> str | None:
         if self._audit is not None and (last or denial is not None):
             entry = Entry(
                 action="Site.AdmitRun",

@@ -90,6 +90,8 @@ class RunBook:
             problem = None if self._gate is None else await self._gate.denial(asked)
             if problem is None:
                 problem = await self._fetch_fab(asked)
+            if problem is None and self._gate is not None:
+                problem = await self._gate.renamed(asked, self._path(asked.fab_hash).read_bytes())
             info = appio_pb2.RunInfo(
                 run_id=run_id,
                 fab_id=run.fab_id,

@@ -131,6 +131,7 @@ class Link(fleet_pb2_grpc.FleetServicer):
     finished: set[int] = field(default_factory=set)
     fabs: dict[str, bytes] = field(default_factory=dict)
     run_fab: str = ""
+    fab_id: str = "somebody/small"
     account: str = "alice"
     signatures: dict[str, str] = field(default_factory=dict)
     objects: Objects = field(default_factory=dict)
@@ -296,7 +297,7 @@ class Link(fleet_pb2_grpc.FleetServicer):
         return run_pb2.GetRunResponse(
             run=run_pb2.Run(
                 run_id=request.run_id,
-                fab_id="somebody/small",
+                fab_id=self.fab_id,
                 fab_version="1.2.3",
                 fab_hash=self.run_fab,
                 override_config={"rounds": records_scalar(7)},

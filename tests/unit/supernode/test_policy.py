@@ -155,6 +155,15 @@ async def test_a_run_has_to_be_signed(tmp_path: Path) -> None:
             await w.answered(instruction)
 
 
+async def test_an_app_under_a_false_name(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('apps = ["trusted/app"]')
+    async with world(tmp_path) as w:
+        w.link.fab_id = "trusted/app"
+        async with w.node(policy=policy):
+            assert "it is 'somebody/small'" in (await refusal(w)).reason
+
+
 def without_arrays(reply: Reply) -> dict[str, Record]:
     assert (reply.fab_id, reply.message_type) == ("somebody/small", "train")
     assert isinstance(reply.content["arrays"], ArrayRecord)
