@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,10 @@ def digits() -> Path:
 def legacy() -> Path:
     """The app of the NumPyClient API."""
     return ROOT / "examples" / "legacy-numpy"
+
+
+def pytest_configure() -> None:
+    """What tests start can be interrupted, also where the tests were begun in the background: shells start those with
+    the signal ignored, and that is inherited."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
