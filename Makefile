@@ -14,7 +14,7 @@ CONTAINERS := .trellis/containers
 TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop
 # Those in containers need a Docker engine, which is looked for before any test runs.
 ENGINE := $(if $(findstring tests/containers,$(TESTS))$(filter tests,$(TESTS)),engine)
-export RELEASES
+export RELEASES TESTS
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
