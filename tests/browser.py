@@ -1,4 +1,4 @@
-"""A user's browser, as far as Keycloak's pages need one."""
+"""A user's browser, as far as Keycloak's pages need one; a real one is in chromium.py."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import httpx
 from browser import Browser
+from chromium import Chromium
 from keycloak_server import PIPELINE, Keycloak
 from trellis_kit import federation as kit
 from trellis_testing import StockCli, StockFlwr
@@ -53,14 +54,15 @@ class Cli(ABC):
     async def follow(self, run_id: int) -> asyncio.subprocess.Process:
         """One that prints the run's log as it comes."""
 
-    async def log_in(self, keycloak: Keycloak, user: str) -> None:
+    async def log_in(self, keycloak: Keycloak, user: str, browser: Browser | Chromium | None = None) -> None:
+        """With a browser that is quick, where none is given."""
         process, page = await self.login()
         assert page.startswith(keycloak.url), page  # where browsers reach it, not where the SuperLink does
-        browser = Browser(keycloak.authority.certfile)
+        browser = browser or Browser(keycloak.authority.certfile)
         await asyncio.to_thread(browser.agree, page, user, keycloak.passwords[user])
+        browser.close()
         output, _ = await asyncio.wait_for(process.communicate(), SOON)
         assert process.returncode == 0, output.decode()
-        browser.close()
 
     async def runs(self) -> dict[int, str]:
         """What `ls` shows: the status of each run."""

@@ -44,6 +44,7 @@ class Keycloak:
             raise FileNotFoundError(f"There is no {dist}; scripts/install-test-tools brings it.")
         self.authority = Authority(directory / "pki", "keycloak-ca")
         pair = self.authority.server("keycloak")
+        self.certfile = pair.certfile
         port, management = free_ports(2)
         self.url = f"https://localhost:{port}"
         self.issuer = f"{self.url}/realms/{REALM}"

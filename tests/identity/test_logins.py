@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from browser import Browser
+from chromium import Chromium
 from identity_world import SOON, TICKER, Cli, OurCli, TheirCli, World, good
 
 OURS = "trellis"
@@ -22,7 +23,8 @@ def cli_of(kind: str, world: World, home: Path) -> Cli:
 async def test_who_logs_in_runs_apps(kind: str, world: World, tmp_path: Path) -> None:
     cli = cli_of(kind, world, tmp_path / "home")
     assert "login" in (await cli.about("ls")).output  # early releases end with 0 all the same
-    await cli.log_in(world.keycloak, "researcher")
+    browser = await asyncio.to_thread(Chromium, world.keycloak.certfile, tmp_path / "profile")
+    await cli.log_in(world.keycloak, "researcher", browser)
     run_id = await cli.started()
     assert "tick 1 " in await ticking(cli, run_id)
     assert "tick 0 " in good(await cli.about("log", str(run_id), "--show"))
