@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import containers, measure, report
+from benchmarks import containers, credentials, measure, report
 from benchmarks.federation import TRELLIS, Setup
 from benchmarks.measure import MIB, Result
 
-MEASUREMENTS = ("small", "model", "waiting", "idle")  # if none is named
+MEASUREMENTS = ("small", "model", "waiting", "idle", "credentials")  # if none is named
 IN_CONTAINERS = "containers"  # needs a Docker engine and the images
 MODEL_ROUNDS = 4  # the first of them is not counted
 
@@ -65,6 +65,8 @@ def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[]
             yield "idle", release, partial(idle, release)
             if release == TRELLIS:
                 yield "idle", f"{release}, signatures believed", partial(idle, release, signatures=False)
+    if "credentials" in wanted:
+        yield "credentials", "in one process", credentials.costs
     if IN_CONTAINERS in wanted:
         yield IN_CONTAINERS, "processes and containers in turn", partial(containers.rounds, arguments.rounds + 1)
         yield IN_CONTAINERS, "docker compose up", containers.compose_up

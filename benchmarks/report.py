@@ -90,6 +90,14 @@ def tables(results: dict[str, list[Result]]) -> str:
             for one in idle
         ]
         parts.append(_table(head, rows))
+    for one in results.get("credentials", []):
+        checks = (
+            ("token_rs256", "an account's access token (RS256)"),
+            ("signature_p256", "a SuperNode's signature, P-256"),
+            ("signature_p384", "a SuperNode's signature, P-384"),
+        )
+        rows = [[label, f"{one[check] * 1000:.3f} ms"] for check, label in checks]
+        parts.append(_table([f"what a call costs more, median of {one['calls']:,}", f"load {one['load']:.1f}"], rows))
     for one in results.get("containers", []):
         if one["what"] == "rounds":
             head = ["1 KiB array, 2 nodes", "round, median", "worst", "rounds of each", "ratio", "load"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from trellis_superlink import main
-from trellis_superlink.edges import fleet
+from trellis_superlink.edges import rpc
 from trellis_wire.identity import NodeCredential
 
 
@@ -17,5 +17,5 @@ def _believe(metadata: Iterable[tuple[str, str | bytes]], now: datetime | None =
 
 
 if __name__ == "__main__":
-    setattr(fleet, "verify_grpc", _believe)  # noqa: B010 - a patch from outside, not an assignment to its interface
+    setattr(rpc, "verify_grpc", _believe)  # noqa: B010 - a patch from outside, not an assignment to its interface
     main.main()
