@@ -4,7 +4,7 @@ the standard library and flwr.
     PYTHON guest.py FD FENCE
 
 FENCE is the path of trellis_kit/fence.py, which keeps apps away from each other's folders; what none of them may see
-the runner has hidden already.
+the runner has hidden already. Where it is empty there is no fence.
 
 The process on socket FD is the zygote: it imports what apps have in common once and forks for each piece of work. A
 fork gets its own socket, standard output and standard error from the runner and speaks frames (frames.py): 4 bytes
@@ -446,8 +446,9 @@ def tell(error: BaseException, work: Header) -> str | None:
 
 def move_in(work: Header, fence: Any) -> None:
     """The run's folders become this process's own, and all it can reach of the executor's; no app's code ran before."""
-    fence.allow(work["app_dir"], work["work_dir"])
-    fence.close()
+    if fence is not None:
+        fence.allow(work["app_dir"], work["work_dir"])
+        fence.close()
     os.environ["HOME"] = work["work_dir"]
     os.environ["FLWR_HOME"] = os.path.join(work["work_dir"], ".flwr")
 
@@ -574,7 +575,7 @@ def in_fork(
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()
         wire = Wire(socket.socket(fileno=work))
-        fence = fences.Fence(hidden=[os.getcwd()], guarded=interpreter())
+        fence = fences and fences.Fence(hidden=[os.getcwd()], guarded=interpreter())
         (run_server if kind == "server" else run_client)(flower, wire, before, fence)
         code = 0
         end_as_python_does()
@@ -635,7 +636,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket, fences: Any) -> None:
         self.control = control
-        self.fences = fences  # the module
+        self.fences = fences  # the module, or None
         self.running: dict[int, int] = {}  # process id -> the runner's number
         self.before: set[str] = set()
         self.wake, self.waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -737,7 +738,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     try:
-        Zygote(control, load_file(sys.argv[2])).serve()
+        Zygote(control, load_file(sys.argv[2]) if sys.argv[2] else None).serve()
     except OSError:
         pass  # the runner is gone in the middle of a word
     finally:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trellis_kit import fence, processes
 from trellis_kit.lifecycle import Fatal
@@ -25,16 +25,21 @@ _ENVIRONMENT_PREFIXES = ("LC_", "OPENBLAS_", "OMP_", "MKL_", "NUMEXPR_", "CUDA_"
 _MODULES = 20_000  # imported ahead at most; torch brings 2,000
 
 
+Sandbox = Literal["enforce", "try", "off"]
+
+
 @dataclass(frozen=True)
 class GuestSettings:
     """What an operator decides about guests: `hidden` are files and folders that they can neither read nor change,
-    `memory` is in bytes of address space, `cpus` a number of processors."""
+    `sandbox`: whether a fence keeps them from it. `memory` is in bytes of address space, `cpus` a number of processors.
+    """
 
     python: Path
     work_root: Path
     app_env: Sequence[str] = ()
     app_secrets: Sequence[Path] = ()
     hidden: Sequence[Path] = ()
+    sandbox: Sandbox = "try"
     memory: int | None = None
     cpus: int | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -60,7 +65,9 @@ class GuestSettings:
 
     def start(self) -> Start:
         """How the interpreter is started."""
-        return Start(self.python, self.work_root, self.environment(), self.memory, self.cpus, self.hidden)
+        fenced = self.sandbox != "off"
+        hidden = self.hidden if fenced else ()
+        return Start(self.python, self.work_root, self.environment(), self.memory, self.cpus, hidden, fenced)
 
 
 class GuestHost:
@@ -82,17 +89,21 @@ class GuestHost:
 
     async def start(self) -> None:
         """Start the interpreter and import flwr. GuestProblem when it cannot host apps."""
+        sandbox = self._settings.sandbox
+        if sandbox == "enforce" and not fence.version():
+            raise GuestProblem(
+                "This kernel has no Landlock: nothing would keep apps from what this executor's user can reach. Run it "
+                "on Linux 5.13 or later with Landlock on, or allow that with --guest-sandbox try."
+            )
         self._settings.work_root.mkdir(parents=True, exist_ok=True)
         zygote = self._zygote = await Zygote.start(self._settings.start())
         self.flwr_version = zygote.flwr_version
         zygote.gone.add_done_callback(lambda _: self._sweep())
         zygote.preimport([name for name in self._known if name not in self._never])
         _log.info("Apps are hosted by %s with flwr %s", self._settings.python, self.flwr_version)
-        if not fence.version():
-            _log.warning(
-                "This kernel has no Landlock: apps can read and change whatever the user of this executor can; see "
-                "docs/limits.md"
-            )
+        if sandbox == "off" or not fence.version():
+            why = "--guest-sandbox is off" if sandbox == "off" else "This kernel has no Landlock"
+            _log.warning("%s: apps can read and change whatever the user of this executor can; see docs/limits.md", why)
 
     async def start_or_fatal(self) -> None:
         """Start as a service does: what keeps apps from being hosted ends it with one sentence."""

@@ -14,7 +14,7 @@ from trellis_kit.lifecycle import Fatal
 from trellis_kit.settings import Address, Bytes, Seconds, Settings, StockFlag
 from trellis_kit.tls import ClientTls
 
-from trellis_runner.host import GuestSettings
+from trellis_runner.host import GuestSettings, Sandbox
 
 
 class ExecutorSettings(Settings):
@@ -40,6 +40,11 @@ class ExecutorSettings(Settings):
         [],
         description="File or folder that apps can neither read nor change, besides this executor's own secrets; may be "
         "given several times",
+    )
+    guest_sandbox: Sandbox = Field(
+        "try",
+        description="The fence around apps (Landlock). enforce: this executor does not start where there is none; "
+        "try: it warns; off: apps reach all that this executor's user can reach",
     )
     guest_memory: Bytes | None = Field(
         None, description="Address space of a guest, for example 4GiB; default: no limit"
@@ -90,6 +95,7 @@ class ExecutorSettings(Settings):
             app_env=self.app_env,
             app_secrets=self.app_secret,
             hidden=(*self.secret_files, *(() if self.keyfile is None else (self.keyfile,)), *self.app_hidden),
+            sandbox=self.guest_sandbox,
             memory=self.guest_memory,
             cpus=self.guest_cpus,
         )

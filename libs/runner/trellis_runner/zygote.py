@@ -38,7 +38,8 @@ class GuestProblem(Exception):
 @dataclass(frozen=True)
 class Start:
     """How to start an interpreter in `folder`, which its guests see of only what their work names; `memory` in bytes of
-    address space, `cpus` a number of processors, `hidden` is out of its sight altogether."""
+    address space, `cpus` a number of processors, `hidden` is out of its sight altogether. Not `fenced`: apps see what the
+    runner's user sees."""
 
     python: Path
     folder: Path
@@ -46,6 +47,7 @@ class Start:
     memory: int | None
     cpus: int | None
     hidden: Sequence[Path] = ()
+    fenced: bool = True
 
 
 def describe_end(code: int | None) -> str:
@@ -103,7 +105,14 @@ class Zygote:
         mine.setblocking(False)
         try:
             process = processes.spawn(
-                (str(start.python), "-s", "-u", str(_GUEST), str(theirs.fileno()), fence.__file__),
+                (
+                    str(start.python),
+                    "-s",
+                    "-u",
+                    str(_GUEST),
+                    str(theirs.fileno()),
+                    fence.__file__ if start.fenced else "",
+                ),
                 env=start.environment,
                 cwd=start.folder,
                 stdin=subprocess.DEVNULL,

@@ -167,6 +167,7 @@ class SuperLink:
             raise Fatal(f"--isolation subprocess needs the executor: {error}") from error
         argv = [program, "--insecure", "--serverappio-api-address", reachable(self.appio.bound)]
         argv += ["--guest-python", self.settings.guest, "--grace", str(self.settings.grace)]
+        argv += ["--guest-sandbox", self.settings.guest_sandbox]
         keys = (self.settings.ssl_keyfile, self.settings.appio_keyfile, self.settings.account_auth_config)
         for path in (*self.core.places, *keys, *self.settings.secret_files):
             if path is not None:

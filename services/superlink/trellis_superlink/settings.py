@@ -125,6 +125,9 @@ class SuperLinkSettings(Settings):
     guest_python: Path | None = Field(
         None, description="Interpreter that hosts the apps, with subprocess isolation (default: the python on PATH)"
     )
+    guest_sandbox: Literal["enforce", "try", "off"] = Field(
+        "try", description="The fence around apps, with subprocess isolation"
+    )
     grace: Seconds = Field(20.0, description="Time to end in order after SIGTERM")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged at least")

@@ -91,6 +91,7 @@ def _executor(settings: SupernodeSettings, address: str, token_file: Path) -> Se
             argv += ["--app-hidden", str(path.absolute())]
     argv += ["--slots", str(settings.executor_slots), "--grace", str(settings.grace)]
     argv += ["--log-level", settings.log_level]
+    argv += ["--guest-sandbox", settings.guest_sandbox]
     if settings.guest_python is not None:
         argv += ["--guest-python", str(settings.guest_python)]
     return argv

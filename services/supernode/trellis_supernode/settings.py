@@ -50,6 +50,9 @@ class SupernodeSettings(Settings):
     guest_python: Path | None = Field(
         None, description="Interpreter that hosts the apps, handed to the executor that this node starts"
     )
+    guest_sandbox: Literal["enforce", "try", "off"] = Field(
+        "try", description="The fence around apps, handed to the executor that this node starts"
+    )
     executor_slots: int = Field(1, ge=1, description="Messages that the executor started by this node works on at once")
     policy: Path | None = Field(None, description="TOML file that says which runs may use this site")
     trusted_entities: Path | None = Field(

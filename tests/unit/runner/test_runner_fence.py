@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from trellis_kit import fence
+from trellis_runner.zygote import GuestProblem
 from unit.runner.runner_world import CLIENT, World, gone, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -139,3 +140,23 @@ return answer(message,
     assert victim is not None
     assert not gone(victim)
     await world.host.release(other, patience=0.0)
+
+
+@pytest.mark.parametrize(("sandbox", "told"), [("enforce", "Permission denied"), ("off", "done")])
+async def test_an_operator_may_take_the_fence_down(sandbox: str, told: str, hosting: Hosting, tmp_path: Path) -> None:
+    secret = tmp_path / "site" / "token"
+    secret.parent.mkdir()
+    secret.write_text("s3cret")
+    code = TRY + f"return answer(message, read=attempt(lambda: open({str(secret)!r}).read()))"
+    world = await hosting(hidden=(secret,), sandbox=sandbox)
+    assert (await world.message(world.app(CLIENT, code))).config["read"] == told
+
+
+async def test_without_landlock_an_executor_that_must_have_a_fence_does_not_start(
+    hosting: Hosting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fence, "version", lambda: 0)
+    with pytest.raises(GuestProblem, match="--guest-sandbox try"):
+        await hosting(sandbox="enforce")
+    await hosting(sandbox="try")
+    assert "This kernel has no Landlock" in caplog.text
