@@ -38,8 +38,8 @@ class GuestProblem(Exception):
 @dataclass(frozen=True)
 class Start:
     """How to start an interpreter in `folder`, which its guests see of only what their work names; `memory` in bytes of
-    address space, `cpus` a number of processors, `hidden` is out of its sight altogether. Not `fenced`: apps see what the
-    runner's user sees."""
+    address space, `cpus` a number of processors, `hidden` is out of its sight altogether. Not `fenced`: apps see
+    what the runner's user sees."""
 
     python: Path
     folder: Path
