@@ -368,9 +368,13 @@ def listen(address: str, what: str, flag: str) -> socket.socket:
     six = ":" in host
     family = socket.AF_INET6 if six else socket.AF_INET
     try:  # [::] means both families, as for gRPC
-        return socket.create_server(
+        listening = socket.create_server(
             (host, int(port)), family=family, backlog=_BACKLOG, dualstack_ipv6=six and socket.has_dualstack_ipv6()
         )
+        # Inherited by what is accepted. Else an answer's body waits 40 ms for the peer to confirm its head (Nagle), as
+        # asyncio does not take a socket made this way for one of TCP.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise Fatal(
             f"Cannot listen on {address} ({what}): {os.strerror(error.errno or 0)}; give another {flag}."

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from pki import Authority, serve, trust
 from trellis_kit import http_server
-from trellis_kit.http_server import BreakOff, HttpServer
+from trellis_kit.http_server import BreakOff, HttpServer, listen
 from trellis_kit.tls import ServerTls, client_context
 
 SECONDS = 20.0
@@ -439,3 +439,10 @@ async def test_an_answer_that_cannot_end_is_cut(
     await client.rest()
     assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) == lines
     await world.until(lambda: len(world.server._guests) == 0)
+
+
+def test_the_body_of_an_answer_does_not_wait_for_its_head_to_be_confirmed() -> None:
+    with listen("127.0.0.1:0", "test", "--test") as server, socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
