@@ -72,7 +72,7 @@ engine: $(CONTAINERS)/.ready ## bring a Docker engine and Docker Compose where n
 images: ## build every image and print its size (BASE_IMAGE, IMAGE_PREFIX, IMAGE_TAG: see scripts/build-images)
 	@PYTHON=$(PYTHON) bash scripts/build-images
 
-push: ## push the images: make push REGISTRY=registry.example.org/trellis
+push: ## push the images: make push REGISTRY=images.example.org/trellis
 	@bash scripts/push-images $(REGISTRY)
 
 secrets: ## make the passwords that compose/compose.oidc.yaml needs, in compose/secrets

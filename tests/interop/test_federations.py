@@ -55,6 +55,13 @@ async def test_a_run_in_a_federation_has_its_nodes_only(digits: Path, tmp_path: 
         listed = json.loads(await good("federation", "list", "--format", "json"))["federations"]
         assert [one["id"] for one in listed] == ["@none/default", NAME]
         assert str(ours) in await good("federation", "ls", "--federation", NAME)
+        await good("federation", "invite", "create", "bob", NAME)
+        invited = json.loads(await good("federation", "invite", "list", "--format", "json"))
+        assert [one["invited"] for one in invited["created-invitations"]] == ["bob"]
+        await good("federation", "invite", "revoke", "bob", NAME)
+        for nobodys in (("accept", NAME), ("reject", NAME), ("revoke", "bob", NAME)):
+            assert "No invitation" in (await trellis("federation", "invite", *nobodys)).output
+        assert "keeps its owner" in (await trellis("federation", "remove-account", NAME)).output
         await good("federation", "remove-supernode", str(ours), NAME)
         await good("federation", "archive", NAME)
         refused = await trellis("run", str(digits), "--federation", NAME)

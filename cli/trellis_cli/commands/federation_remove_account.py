@@ -2,8 +2,8 @@
 
 import argparse
 
-from trellis_cli.arguments import add_format, add_superlink, superlink_of
-from trellis_cli.errors import EXIT_OK
+from trellis_cli.arguments import add_format, add_superlink
+from trellis_cli.ask import ask
 from trellis_cli.output import Output
 
 
@@ -15,12 +15,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace, out: Output) -> int:
-    connection = superlink_of(args)
-
-    from trellis_cli.control import Control
-
-    with Control(connection) as control:
-        control.remove_account(args.account, args.federation)
-    out.say(f"{args.account or 'You'} left {args.federation}.")
-    out.json({"success": True})
-    return EXIT_OK
+    said = f"{args.account or 'You'} left {args.federation}."
+    return ask(args, out, lambda control: control.remove_account(args.account, args.federation), said)
