@@ -1,0 +1,1 @@
+"""Asks every site for an answer."""
