@@ -70,6 +70,8 @@ KINDS: Final = {
         # A SuperNode is a client of the SuperLink, too: it trusts the network's CA there and shows its own key.
         Kind("supernode", SITE, _SERVER, trusts=NETWORK, executors=SITE),
         Kind("clientapp", SITE, _CLIENT, trusts=SITE),
+        # In Kubernetes; whoever knows the SuperLink knows where to log in.
+        Kind("keycloak", NETWORK, _SERVER, trusts=NETWORK),
     )
 }
 
@@ -119,8 +121,8 @@ def kind_of(name: str) -> Kind:
     kind = KINDS.get(name.split("-")[0])
     if kind is None or _SOUND.fullmatch(name) is None:
         raise UsageError(
-            f"{name!r} is no role: begin its name with superlink, serverapp, supernode or clientapp and go on with "
-            "small letters, digits and dashes, for example supernode-berlin."
+            f"{name!r} is no role: begin its name with {', '.join(KINDS)} and go on with small letters, digits and "
+            "dashes, for example supernode-berlin."
         )
     return kind
 
@@ -227,6 +229,34 @@ class Deployment:
     def renew(self, role: str, days: int) -> None:
         """A new key and certificate with the names of the one before. UsageError."""
         self.issue(role, _facts(self.folder / role / CERTIFICATE).names, days)
+
+    def due(self, role: str, names: Iterable[str], within: timedelta) -> str | None:
+        """Why the role's certificate has to be issued, or issued again; None while it is good. UsageError."""
+        kind, folder = kind_of(role), self.folder / role
+        path = folder / CERTIFICATE
+        try:
+            facts = certificates.read(path)
+            problem = self._problem(path, kind)
+        except FileNotFoundError:
+            return "there is none"
+        except ValueError:
+            return "it is no certificate"
+        if problem is not None:
+            return problem
+        if set(facts.names) != {str(_general(one).value) for one in names}:
+            return "its names have changed"
+        beside = [(TRUSTED, kind.trusts), *([] if kind.executors is None else [(EXECUTORS, kind.executors)])]
+        for name, authority in beside:
+            if not (folder / name).exists() or (folder / name).read_bytes() != self._certificate(authority):
+                return "the CA beside it has changed"
+        now = datetime.now(UTC)
+        return "its end is near" if facts.not_after - now < within else None
+
+    def put(self, place: str, content: bytes) -> None:
+        """A file that is kept elsewhere, as it is; keys are for us alone. UsageError."""
+        path = self.folder / place
+        self._make_folder(path.parent)
+        _write(path, content, Access() if path.suffix == ".key" else None)
 
     def _make_folder(self, folder: Path) -> None:
         try:

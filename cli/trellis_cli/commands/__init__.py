@@ -52,6 +52,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("certs init", "make the CAs and certificates of a deployment", "certs_init"),
     Command("certs issue", "issue the certificate of one role", "certs_issue"),
     Command("certs renew", "renew certificates that expire soon", "certs_renew"),
+    Command("certs kubernetes", "keep certificates in Kubernetes' Secrets, from a pod", "certs_kubernetes"),
     Command("certs show", "show certificates and when they expire", "certs_show"),
     Command("up", "start a federation on this machine and keep it", "up"),
     Command("down", "end the federation that `up --detach` started", "down"),
