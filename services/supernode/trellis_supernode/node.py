@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -194,10 +195,12 @@ class Node:
             row = _reply_row(task.metadata, metadata, error, tree, request.runtime)
             missing = self.store.missing(task.run_id, *task.reply)
             if not missing:
-                if self._filter is not None and tree.children:
+                if self._filter is None:
+                    await self._keep_reply(row, tree, state)
+                elif error is None:
                     await self._filter_and_keep(task, self._filter, metadata, tree, state, request.runtime)
                 else:
-                    await self._keep_reply(row, tree, state)
+                    await self._keep_without_words(task, error, state)
             elif self._filter is None:
                 self.outbox.send_ahead(row, tree)
             return missing
@@ -212,6 +215,8 @@ class Node:
         runtime: float,
     ) -> None:
         run_id = task.run_id
+        # The app wrote these two, and they travel beside the records that the filter sees.
+        metadata = replace(metadata, group_id=task.metadata.group_id, message_type=task.metadata.message_type)
         objects = {one: await self.store.read(run_id, one) for one in tree.post_order()}
         fab_id = self.runs.info(run_id, task.metadata.dst_node_id).fab_id
         try:
@@ -224,6 +229,13 @@ class Node:
             await self.store.put(run_id, object_id, source.content())
         row = _reply_row(task.metadata, left.metadata, None, left.tree, runtime)
         await self._keep_reply(row, left.tree, state)
+
+    async def _keep_without_words(self, task: Task, error: MessageError, state: Tree | None) -> None:
+        """An app's error on a site that filters replies: its text may quote the data, so only its kind leaves."""
+        known = error.code in {int(one) for one in ErrorCode}
+        _log.error("What an app failed of is kept here: %s", error.reason, extra={"run_id": task.run_id})
+        reason = "The app failed; this site filters replies and keeps what it said: its operator finds it in the log."
+        await self.answer(task.metadata, ErrorCode(error.code) if known else ErrorCode.UNKNOWN, reason, state)
 
     async def _keep_reply(self, row: ReplyRow, tree: Tree, state: Tree | None) -> None:
         """The reply takes the place of its instruction, durably; then it is on its way and the next task may begin."""

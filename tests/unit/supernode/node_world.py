@@ -497,11 +497,18 @@ class Hand:
         return int(inflate(Tree.from_appio(work.state.tree), objects.__getitem__)["count"].items["n"])  # type: ignore[arg-type]
 
     async def finish(
-        self, work: appio_pb2.Work, content: Mapping[str, Record] | None = None, *, count: int | None = None
+        self,
+        work: appio_pb2.Work,
+        content: Mapping[str, Record] | None = None,
+        *,
+        count: int | None = None,
+        error: MessageError | None = None,
+        **changes: Any,
     ) -> list[str]:
-        """Sends a reply, with its large objects if they are asked for; what was asked for."""
+        """Sends a reply, with its large objects if they are asked for; what was asked for. `changes`: of its
+        metadata."""
         metadata, _ = await self.read(work)
-        request, objects = reply_to(metadata, content or model(b"y" * 50), count)
+        request, objects = reply_to(replace(metadata, **changes), content or model(b"y" * 50), count, error)
         missing = list((await self._finish(work, request)).missing_objects)
         if missing:
             await self.stub.PushObjects(parts_of(objects, missing), metadata=token(work))

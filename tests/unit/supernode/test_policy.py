@@ -14,7 +14,7 @@ from trellis_kit.lifecycle import Fatal, Stop
 from trellis_supernode.main import serve
 from trellis_supernode.policy import Asked, Policy, PolicyProblem
 from trellis_supernode.reply_filter import Reply
-from trellis_wire.messages import ErrorCode
+from trellis_wire.messages import ErrorCode, MessageError
 from trellis_wire.pb.edge import records_pb2
 from trellis_wire.records import ArrayRecord, ConfigRecord, Record
 from trellis_wire.signing import key_id, sign
@@ -218,6 +218,39 @@ async def test_a_reply_that_is_withheld_is_an_error_and_says_nothing_of_the_data
         assert said in error.reason
         assert "patient" not in error.reason
     assert ("patient 17" in caplog.text) == (function == "broken")
+
+
+@pytest.mark.parametrize(("code", "told"), [(ErrorCode.CLIENT_APP_RAISED, 2), (1717, 0)])
+async def test_a_filter_lets_no_error_quote_the_data(
+    code: int, told: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(tmp_path) as w, w.node(reply_filter=f"{__name__}:same"):
+        hand = await w.hand()
+        instruction = await w.link.instruct()
+        await hand.finish(await hand.work(), count=3, error=MessageError(code, "ValueError: patient 17"))
+        answer = await w.answered(instruction)
+        assert answer.error.code == told
+        assert "its operator" in answer.error.reason
+        assert not [content for content in w.link.objects.values() if b"patient" in content]
+        assert b"patient" not in answer.SerializeToString()
+        again = await w.link.instruct()
+        work = await hand.work()
+        assert await hand.state(work) == 3  # what the app keeps on its site stays
+        await hand.finish(work)
+        await w.answered(again)
+    assert "patient 17" in caplog.text
+
+
+async def test_what_travels_beside_the_records_is_not_the_apps(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, w.node(reply_filter=f"{__name__}:same"):
+        hand = await w.hand()
+        instruction = await w.link.instruct()
+        await hand.finish(await hand.work(), group_id="patient 17", message_type="train.patient_17")
+        metadata = (await w.answered(instruction)).metadata
+        assert (metadata.group_id, metadata.message_type) == (
+            instruction.metadata.group_id,
+            instruction.metadata.message_type,
+        )
 
 
 @pytest.mark.parametrize(
