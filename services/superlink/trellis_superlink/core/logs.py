@@ -10,10 +10,11 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from trellis_superlink.core import access
 from trellis_superlink.core.base import Ground
+from trellis_superlink.core.errors import RunOver
 from trellis_superlink.core.principals import Principal
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.signals import log_topic
-from trellis_superlink.store.tables import log_cursors, logs
+from trellis_superlink.store.tables import log_cursors, logs, runs
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ MAX_TEXT = 64 * 1024
 
 STEP = 2e-6
 """Seconds between two lines of a run at least: stock asks for lines newer than the last by more than 1e-6."""
+
+LAST_LINES = 600.0
+"""Seconds after a run's end that its executor may still bring lines: it learns of the end last."""
 
 _BATCH = 1000
 
@@ -49,13 +53,17 @@ class Logs:
         self._ground = ground
 
     async def append(self, who: Principal, lines: Sequence[LogLine], sequence: int) -> None:
-        """From the executor of a run; the batch `sequence` of its claim is stored once, however often it is sent."""
+        """From the executor of a run; the batch `sequence` of its claim is stored once, however often it is sent.
+        RunOver a while after the run's end."""
         run_id, claim = who.run, who.claim
         for line in lines:
             if len(line.text) > MAX_TEXT:
                 _log.warning("A log line was cut: it has %d characters", len(line.text))
 
         def write(tx: Tx) -> None:
+            ended = tx.conn.scalar(select(runs.c.finished_at).where(runs.c.run_id == run_id))
+            if ended is not None and self._ground.clock() - ended > LAST_LINES:
+                raise RunOver("The run is over, and its log with it.")
             stored = tx.conn.scalar(select(log_cursors.c.sequence).where(log_cursors.c.claim == claim))
             if stored is None:
                 tx.conn.execute(insert(log_cursors).values(claim=claim, run_id=run_id, sequence=sequence))

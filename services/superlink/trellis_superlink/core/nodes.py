@@ -31,6 +31,7 @@ from trellis_superlink.core.errors import (
     Unauthenticated,
 )
 from trellis_superlink.core.federations import Federations
+from trellis_superlink.core.letters import run_going_on
 from trellis_superlink.core.principals import NO_ACCOUNT, SUPERLINK_NODE_ID, Kind, Principal
 from trellis_superlink.store.database import Tx
 from trellis_superlink.store.tables import beats, messages, nodes
@@ -350,8 +351,9 @@ class Nodes:
         return sorted(found, key=lambda node: node.registered_at)
 
     async def available(self, who: Principal) -> Sequence[Node]:
-        """The nodes online in the federation of the caller's run (GetNodes). Forbidden without a run."""
-        _run = who.run  # only the executor of a run may ask
+        """The nodes online in the federation of the caller's run (GetNodes). Forbidden without a run, RunOver."""
+        run_id = who.run
+        await self._ground.db.read(lambda conn: run_going_on(conn, run_id))
         return [
             self._shown(node)
             for node in self._nodes.values()

@@ -190,7 +190,7 @@ class Objects:
     # ---- handing out
 
     async def find(self, who: Principal, run_id: int, object_id: str) -> Found | None:
-        """None when no message that the caller may see has this object. RunOver for a node when the run is over."""
+        """None when no message that the caller may see has this object. RunOver."""
         rows = await self._ground.db.read(lambda conn: self._visible(conn, who, run_id, [object_id]))
         row = rows.get(object_id)
         return None if row is None else Found(object_id, row.size or 0, row.size is not None)
@@ -259,6 +259,7 @@ class Objects:
         elif who.run != run_id:
             return set()
         else:
+            run_going_on(conn, run_id)
             roots = roots.where(messages.c.reply_to.is_not(None))
             root = conn.scalar(select(contexts.c.root_id).where(contexts.c.run_id == run_id))
             if root is not None and not trees.waiting(conn, [root]):

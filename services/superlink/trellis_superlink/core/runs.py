@@ -240,13 +240,16 @@ class Runs:
                 await listener.wait()
 
     async def fab(self, who: Principal, fab_hash: str, run_id: int | None = None) -> Fab:
-        """The FAB; a node must name a run it got messages of, an executor gets its run's only. NotFound."""
+        """The FAB; a node must name a run it got messages of, an executor gets its run's only, as long as that goes on.
+        NotFound, RunOver."""
 
         def read(conn: Any) -> Fab:
             wanted = run_id if who.run_id is None else who.run_id
             if wanted is None:
                 raise NotFound("A FAB is handed out for a run only.")
             run = access.run_for(conn, who, wanted)
+            if who.run_id is not None:
+                run_going_on(conn, wanted)
             if run.fab_hash != fab_hash:
                 raise NotFound("The run has another FAB.")
             content = conn.scalar(select(fabs.c.content).where(fabs.c.fab_hash == fab_hash))

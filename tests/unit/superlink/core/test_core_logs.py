@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 from core_world import World
-from trellis_superlink.core.errors import NotFound
-from trellis_superlink.core.logs import MAX_TEXT, LogLine
+from trellis_superlink.core.errors import NotFound, RunOver
+from trellis_superlink.core.logs import LAST_LINES, MAX_TEXT, LogLine
 from trellis_superlink.core.principals import NO_ACCOUNT, Principal
 from trellis_superlink.core.runs import Outcome
 
@@ -48,6 +48,16 @@ async def test_batches_are_stored_once_over_a_restart(w: World) -> None:
     await w.core.logs.append(who, [LogLine(0, "OUT", "once\n")], 0)
     await w.core.logs.append(who, [LogLine(1e300, "OUT", "next\n")], 1)
     assert [e.text for e in await w.core.logs.read(NO_ACCOUNT, work.run.run_id)] == ["once\n", "next\n"]
+
+
+async def test_the_last_lines_come_after_the_end_and_no_others(w: World) -> None:
+    who, work, _stay = await w.running()
+    await w.core.runs.stop(NO_ACCOUNT, work.run.run_id)
+    await w.core.logs.append(who, [LogLine(0, "OUT", "last\n")], 1)
+    w.forward(LAST_LINES + 1)
+    with pytest.raises(RunOver):
+        await w.core.logs.append(who, [LogLine(0, "OUT", "much later\n")], 2)
+    assert [e.text for e in await w.core.logs.read(NO_ACCOUNT, work.run.run_id)] == ["last\n"]
 
 
 async def test_a_giant_line_is_cut_with_a_note(w: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,37 @@ async def test_calls_without_a_run_token_or_with_a_wrong_one(net: Network) -> No
     for metadata in ([], [("trellis-token", "guess")]):
         call = net.appio.GetNodes(appio_pb2.GetNodesRequest(), metadata=metadata)
         assert (await refusal(call))[0] is StatusCode.UNAUTHENTICATED
+
+
+async def test_a_run_token_opens_nothing_once_its_run_is_over(net: Network) -> None:
+    node = await net.node()
+    hosted = await net.running()
+    letter = hosted.instruction(node.node_id, records(150_000, b"s"))
+    content = letter.tree.children[0]
+    ending = appio_pb2.FinishRunRequest(
+        outcome=appio_pb2.FinishRunRequest.COMPLETED, state=appio_pb2.Parcel(tree=content.to_appio())
+    )
+    missing = (await hosted.call("FinishRun", ending)).missing_objects
+    await hosted.send_objects({oid: letter.objects[oid] for oid in missing})
+    await hosted.call("FinishRun", ending)
+
+    async def pulled() -> None:
+        request = appio_pb2.PullObjectsRequest(object_ids=[content.object_id])
+        async for _part in hosted.stub.PullObjects(request, metadata=hosted.metadata):
+            pass
+
+    attempts: list[Awaitable[object]] = [
+        hosted.call("GetFab", appio_pb2.GetFabRequest(fab_hash=hosted.work.run.fab_hash)),
+        hosted.call("GetNodes", appio_pb2.GetNodesRequest()),
+        hosted.call("StartRunning", appio_pb2.StartRunningRequest()),
+        hosted.push(letter),
+        hosted.send_objects({letter.id: letter.objects[letter.id]}),
+        hosted.replies(letter.id).read(),
+        hosted.stub.PushArtifact(iter([appio_pb2.ArtifactPart(name="a.zip", data=b"a")]), metadata=hosted.metadata),
+        pulled(),
+    ]
+    for attempt in attempts:
+        assert (await refusal(attempt))[0] is StatusCode.PERMISSION_DENIED
 
 
 async def test_a_stream_starts_with_a_hello_and_has_one(net: Network) -> None:
