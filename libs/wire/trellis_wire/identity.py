@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -55,10 +57,12 @@ class SignatureProblem(ValueError):
 
 @dataclass(frozen=True)
 class NodeCredential:
-    """A key that its holder just proved to have. `public_key` is SubjectPublicKeyInfo PEM, re-encoded."""
+    """A key that its holder just proved to have. `public_key` is SubjectPublicKeyInfo PEM, re-encoded. `proof` is the
+    same for two calls with one signature, also where its second half was negated, which stays valid."""
 
     public_key: bytes
     timestamp: datetime
+    proof: bytes = b""
 
 
 def generate_key(curve: Literal["P-256", "P-384", "P-521"] = "P-256") -> ec.EllipticCurvePrivateKey:
@@ -162,4 +166,5 @@ def _verify(public: bytes, timestamp: str, signature: bytes, now: datetime | Non
         key.verify(signature, timestamp.encode(), ec.ECDSA(SHA256()))
     except (KeyProblem, InvalidSignature) as error:
         raise SignatureProblem("Invalid signature") from error
-    return NodeCredential(public_pem(key), moment)
+    first_half, _ = decode_dss_signature(signature)
+    return NodeCredential(public_pem(key), moment, sha256(f"{timestamp} {first_half:x}".encode()).digest()[:16])

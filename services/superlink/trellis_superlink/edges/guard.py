@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
 from abc import ABC, abstractmethod
@@ -14,8 +15,10 @@ from trellis_kit.audit import AuditLog, Entry, Outcome
 from trellis_superlink.core.permissions import OF_ACCOUNTS, Permission
 from trellis_superlink.core.principals import NO_ACCOUNT, Principal
 from trellis_superlink.edges.errors import EdgeError
-from trellis_superlink.edges.permissions import CHANGING, NOTED, permission_of
+from trellis_superlink.edges.permissions import CHANGING, NOTED, RPCS, permission_of
+from trellis_superlink.edges.replays import Replayed, Replays
 from trellis_superlink.edges.rpc import Call, Service
+from trellis_superlink.edges.rpcs import ADAPTER, FLEET
 from trellis_superlink.identity.errors import TokenExpired, TokenProblem
 from trellis_superlink.identity.provider import Provider
 from trellis_superlink.identity.roles import Roles
@@ -27,6 +30,8 @@ ATTEMPTS: Final = 60
 WINDOW: Final = 60.0
 """So many failed attempts, and logins begun, has one address in so many seconds; then it waits."""
 _ADDRESSES: Final = 10_000
+_MAX_REASON: Final = 1000
+_MAX_CLIENT: Final = 200
 
 _DENIED = frozenset({StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED})
 
@@ -75,25 +80,35 @@ def bearer(call: Call) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
+class TooMany(EdgeError):
+    """Of the caller's address too much has failed."""
+
+    def __init__(self) -> None:
+        super().__init__(StatusCode.UNAVAILABLE, "Too many failed attempts; try again in a minute.")
+
+
 class Attempts:
-    """Counts what failed, by address."""
+    """Counts what failed, by address; of IPv6 by network, as whoever has one address there has 2^64."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._counts: dict[str, int] = {}
         self._began = clock()
 
-    def add(self, address: str) -> None:
-        if len(self._counts) < _ADDRESSES or address in self._counts:
-            self._counts[address] = self._counts.get(address, 0) + 1
-
-    def check(self, address: str) -> None:
-        """UNAVAILABLE for an address that has had too many."""
+    def add(self, address: str) -> int:
+        """How many these are now within the window."""
         if self._clock() - self._began > WINDOW:
             self._counts.clear()
             self._began = self._clock()
-        if self._counts.get(address, 0) >= ATTEMPTS:
-            raise EdgeError(StatusCode.UNAVAILABLE, "Too many failed attempts; try again in a minute.")
+        where = network_of(address)
+        if len(self._counts) < _ADDRESSES or where in self._counts:
+            self._counts[where] = self._counts.get(where, 0) + 1
+        return self._counts.get(where, 0)
+
+    def check(self, address: str) -> None:
+        """TooMany for an address that has had its share."""
+        if self._clock() - self._began <= WINDOW and self._counts.get(network_of(address), 0) >= ATTEMPTS:
+            raise TooMany
 
 
 class Guard:
@@ -102,15 +117,18 @@ class Guard:
     def __init__(self, accounts: Accounts | None = None, audit: AuditLog | None = None) -> None:
         self._accounts = accounts or OneAccount()
         self._audit = audit
-        self._attempts = Attempts()
+        self._attempts = Attempts()  # of people
+        self._joining = Attempts()  # of executors: they do not lock out people who share their address, nor the reverse
+        self._lines = Attempts()
+        self.replays = Replays()
 
     async def admit(self, service: Service, call: Call) -> None:
         """Returns for a caller who may go on, known as `call.who` where that is an account."""
         permission = permission_of(service.name, call.method)
         if permission is None:
             raise EdgeError(StatusCode.PERMISSION_DENIED, "Nobody may ask this.", 9)
-        if _by_people(permission):
-            self._attempts.check(address_of(call.peer))
+        if (attempts := self._attempts_of(permission)) is not None:
+            attempts.check(address_of(call.peer))
         if permission in OF_ACCOUNTS:
             call.who = await self._accounts.identify(call)
             call.note(account=call.who.name)
@@ -122,42 +140,56 @@ class Guard:
                 )
         elif call.method == "GetLoginDetails":
             self._attempts.add(address_of(call.peer))
-        if self._audit is not None and call.method == "PushMessages" and permission is Permission.NODE:
-            call.before_answer(lambda: self._site_refused(service, call))
-        if self._audit is None or call.method not in NOTED:
+        if self._audit is None:
             return
         if call.method in CHANGING and permission in OF_ACCOUNTS:
             await self._audit.write(self._entry(service, call, Outcome.STARTED))
-        call.before_answer(lambda: self._completed(service, call))
+        call.before_answer(lambda: self._answered(service, call))
 
-    async def _site_refused(self, service: Service, call: Call) -> None:
-        """A site does not let a run's app in: its policy, or a FAB that it cannot use."""
-        reason = call.ids.get("refused_by_site")
-        if self._audit is not None and reason is not None:
-            self._audit.note(self._entry(service, call, Outcome.DENIED, str(reason)))
-
-    async def _completed(self, service: Service, call: Call) -> None:
+    async def _answered(self, service: Service, call: Call) -> None:
+        """What was asked for counts, whatever it came in: GrpcAdapter carries calls of Fleet."""
         assert self._audit is not None
-        entry = self._entry(service, call, Outcome.COMPLETED)
+        reason = call.ids.get("refused_by_site")
+        if reason is not None:  # a site does not let a run's app in: its policy, or a FAB that it cannot use
+            self._audit.note(self._entry(service, call, Outcome.DENIED, str(reason)))
         if call.method in CHANGING:
-            await self._audit.write(entry)
-        else:
-            self._audit.note(entry)
+            await self._audit.write(self._entry(service, call, Outcome.COMPLETED))
+        elif call.method in NOTED:
+            self._audit.note(self._entry(service, call, Outcome.COMPLETED))
 
     async def refused(self, service: Service, call: Call, problem: EdgeError, reason: str) -> None:
         """The end of a call that went wrong. `reason` is for the audit log, which may say more than the answer."""
-        denied = problem.status in _DENIED
-        if problem.status is StatusCode.UNAUTHENTICATED and _by_people(permission_of(service.name, call.method)):
-            self._attempts.add(address_of(call.peer))
-        if self._audit is not None and (denied or call.method in NOTED):
-            outcome = Outcome.DENIED if denied else Outcome.FAILED
-            self._audit.note(self._entry(service, call, outcome, reason))
+        address = address_of(call.peer)
+        permission = permission_of(service.name, call.method)
+        denied = problem.status in _DENIED or isinstance(problem, Replayed | TooMany)
+        wrong = problem.status is StatusCode.UNAUTHENTICATED or (denied and permission is Permission.LOGIN)
+        attempts = self._attempts_of(permission)
+        if attempts is not None and wrong and not isinstance(problem, TooMany):
+            attempts.add(address)
+        if self._audit is None or not (denied or call.method in NOTED):
+            return
+        if call.who is None:  # anybody can be refused without end, and a full disk would stop the operator
+            count = self._lines.add(address)
+            if count > ATTEMPTS:
+                return
+            reason = reason[:_MAX_REASON]
+            if count == ATTEMPTS:
+                reason += " (What else this address is refused within a minute is left out.)"
+        self._audit.note(self._entry(service, call, Outcome.DENIED if denied else Outcome.FAILED, reason))
+
+    def _attempts_of(self, permission: Permission | None) -> Attempts | None:
+        """Who shares a count. A SuperNode with a wrong key has none: nobody guesses keys, and it would lock out the
+        others of its site."""
+        if permission in OF_ACCOUNTS or permission is Permission.LOGIN:
+            return self._attempts
+        return self._joining if permission is Permission.EXECUTOR else None
 
     def _entry(self, service: Service, call: Call, outcome: Outcome, reason: str | None = None) -> Entry:
         who = call.who
         ids = call.ids
+        name = FLEET if service.name == ADAPTER and call.method in RPCS[FLEET] else service.name
         return Entry(
-            action=f"{service.name.rpartition('.')[2]}.{call.method}",
+            action=f"{name.rpartition('.')[2]}.{call.method}",
             outcome=outcome,
             kind="unknown" if who is None else who.kind.value,
             actor_id=None if who is None else who.id,
@@ -165,21 +197,16 @@ class Guard:
             ip_address=address_of(call.peer),
             run_id=_number(ids.get("run_id")),
             fab_hash=_text(ids.get("fab_hash")),
-            reason=reason,
+            reason=None if reason is None else reason[: 2 * _MAX_REASON],
             more={
-                "permission": permission_of(service.name, call.method),
+                "permission": permission_of(name, call.method),
                 "node_id": _number(ids.get("node_id")),
                 "federation": _text(ids.get("federation")),
                 "subject": _text(ids.get("subject")),
                 "request_id": call.request_id,
-                "client": call.client or None,
+                "client": call.client[:_MAX_CLIENT] or None,
             },
         )
-
-
-def _by_people(permission: Permission | None) -> bool:
-    """Whether accounts ask this. A site's SuperNode with a wrong key does not lock out who sits behind the same NAT."""
-    return permission in OF_ACCOUNTS or permission is Permission.LOGIN
 
 
 def address_of(peer: str) -> str:
@@ -187,6 +214,19 @@ def address_of(peer: str) -> str:
     _, _, rest = peer.partition(":")
     host = rest.rpartition(":")[0]
     return re.sub(r"^(\[|%5B)|(\]|%5D)$", "", host, flags=re.IGNORECASE) or peer
+
+
+def network_of(address: str) -> str:
+    """What one caller can have all of: an IPv4 address, or 64 bits of an IPv6 one."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return address
 
 
 def _number(value: object) -> int | None:

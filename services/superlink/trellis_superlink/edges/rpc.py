@@ -24,6 +24,7 @@ from trellis_wire.identity import NodeCredential, verify_grpc
 from trellis_superlink.core.errors import TryAgainLater
 from trellis_superlink.core.principals import Principal
 from trellis_superlink.edges.errors import ANSWERS, Answer, EdgeError, translate
+from trellis_superlink.edges.replays import Replays
 from trellis_superlink.edges.rpcs import REFUSED_SERVICES, RPCS, refusal
 from trellis_superlink.edges.versions import Version, parse
 from trellis_superlink.metrics import Metrics
@@ -123,8 +124,12 @@ class Exchange(Protocol):
 class Call:
     """One rpc under way: who calls, what it sends, what it gets."""
 
-    def __init__(self, exchange: Exchange, surface: str, method: str, ids: contextlib.ExitStack) -> None:
+    def __init__(
+        self, exchange: Exchange, surface: str, method: str, ids: contextlib.ExitStack, replays: Replays
+    ) -> None:
         self._exchange = exchange
+        self._replays = replays
+        self._credential: NodeCredential | None = None
         self._stack = ids
         self.surface = surface
         self.method = method
@@ -159,8 +164,12 @@ class Call:
         return f"{self.header(_COMPONENT_NAME)} {self.header(PACKAGE_VERSION)}".strip()
 
     def credential(self) -> NodeCredential:
-        """The key of the SuperNode that calls. SignatureProblem."""
-        return self._exchange.credential()
+        """The key of the SuperNode that calls. SignatureProblem, Replayed."""
+        if self._credential is None:
+            credential = self._exchange.credential()
+            self._replays.check(credential)
+            self._credential = credential
+        return self._credential
 
     @property
     def account(self) -> Principal:
@@ -274,6 +283,8 @@ def refused_services() -> tuple[Service, ...]:
 class Gate(Protocol):
     """What stands before the handlers: edges/guard.py."""
 
+    replays: Replays
+
     async def admit(self, service: Service, call: Call) -> None:
         """Returns for a caller who may go on."""
 
@@ -294,7 +305,7 @@ class Dispatcher:
         started = time.monotonic()
         status = StatusCode.OK
         with contextlib.ExitStack() as ids:
-            call = Call(exchange, service.label, method, ids)
+            call = Call(exchange, service.label, method, ids, self._gate.replays)
             try:
                 if method in service.methods:
                     await self._gate.admit(service, call)

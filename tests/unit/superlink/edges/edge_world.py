@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message_factory import GetMessageClass
 from trellis_superlink.core.service import Core
 from trellis_superlink.edges.links import KEY
 from trellis_superlink.main import SuperLink, core_config
@@ -23,7 +24,7 @@ from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.appio.appio_pb2_grpc import ServerAppIOStub
 from trellis_wire.pb.edge import control_pb2, fleet_pb2, message_pb2, node_pb2, records_pb2, run_pb2
 from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
-from trellis_wire.pb.edge.fleet_pb2_grpc import FleetStub
+from trellis_wire.pb.edge.fleet_pb2_grpc import FleetStub, GrpcAdapterStub
 from trellis_wire.records import Array, ArrayRecord, ConfigRecord, Record, deflate_message, inflate_message
 
 PYPROJECT = """
@@ -264,6 +265,31 @@ class Executor:
     @property
     def call(self) -> Any:
         return self._call
+
+
+FLEET = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"].methods_by_name
+
+
+class Wrapped:
+    """FleetStub's calls as a SuperNode with --grpc-adapter makes them."""
+
+    def __init__(self, net: Network) -> None:
+        self._stub: Any = GrpcAdapterStub(net.channels["fleet"])
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, **options: Any) -> Any:
+            name = type(request).__name__
+            sent = fleet_pb2.MessageContainer(
+                metadata={"flower-version": "1.24.0", "grpc-message-qualname": name},
+                grpc_message_name=name,
+                grpc_message_content=request.SerializeToString(),
+            )
+            answer = await self._stub.SendReceive(sent, **options)
+            kind = FLEET[method].output_type
+            assert answer.grpc_message_name == kind.name
+            return GetMessageClass(kind).FromString(answer.grpc_message_content)
+
+        return call
 
 
 @dataclass
