@@ -81,6 +81,7 @@ class AuditLog:
         except OSError as error:
             raise AuditUnavailable(f"The audit log {target} cannot be written: {error.strerror}") from error
         self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+        self._torn = self._regular and target != STDOUT and _ends_torn(Path(target))
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -115,9 +116,11 @@ class AuditLog:
                         future.set_result(None)
 
     def _append(self, lines: bytes) -> None:
-        rest = memoryview(lines)
+        rest = memoryview(b"\n" + lines if self._torn else lines)  # a line of its own, whatever is left of another
         while rest:
-            rest = rest[os.write(self._file, rest) :]
+            written = os.write(self._file, rest)
+            self._torn = rest[written - 1] != ord("\n")  # a disk that is full takes half a line
+            rest = rest[written:]
         if self._regular:
             os.fdatasync(self._file)
 
@@ -125,6 +128,18 @@ class AuditLog:
         if self._writer is not None:
             await asyncio.wait({self._writer})
         os.close(self._file)
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether the last line is half a one: the machine went down in the middle of it."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False
 
 
 def _complain(done: asyncio.Future[None]) -> None:

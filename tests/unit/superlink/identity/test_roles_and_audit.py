@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -126,6 +128,33 @@ async def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(AuditUnavailable):
         await log.write(entry())
     await log.close()
+
+
+async def test_after_half_a_line_the_next_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine that went down, and of a disk that was full for a while."""
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(b'{"timestamp": "2026-1')
+    log = AuditLog(str(path))
+    await log.write(entry(run_id=1))
+    write = os.write
+
+    def half(file: int, lines: memoryview) -> int:
+        monkeypatch.setattr(os, "write", full)
+        return write(file, lines[:20])
+
+    def full(file: int, lines: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(AuditUnavailable):
+        await log.write(entry(run_id=2))
+    monkeypatch.setattr(os, "write", write)
+    await log.write(entry(run_id=3))
+    await log.write(entry(run_id=4))
+    await log.close()
+    lines = path.read_text().splitlines()
+    assert len(lines) == 5
+    assert [json.loads(lines[index])["event"]["run_id"] for index in (1, 3, 4)] == [1, 3, 4]
 
 
 @pytest.mark.parametrize(
