@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from trellis_kit.tls import ClientTls, client_context
 
@@ -86,13 +87,17 @@ class ServiceAccount(Session):
     def _fetch(self) -> None:
         import httpx  # takes its time, and few command lines speak for a service account
 
-        if not self._issuer.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        if not _closed(self._issuer):
             raise UsageError(f"{ISSUER} must begin with https://: the secret would go there in the clear.")
         try:
             context = client_context(ClientTls(self._ca_certfile))
             with httpx.Client(verify=context, timeout=_SECONDS) as http:
                 found = http.get(f"{self._issuer}/.well-known/openid-configuration")
-                endpoint = found.raise_for_status().json()["token_endpoint"]
+                endpoint = str(found.raise_for_status().json()["token_endpoint"])
+                if not _closed(endpoint):
+                    raise CliError(
+                        f"{self._issuer} wants the secret in the clear, at {endpoint!r}; it has to be https://."
+                    )
                 answer = http.post(endpoint, data=self._form)
                 told = answer.json()
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
@@ -103,6 +108,12 @@ class ServiceAccount(Session):
         lifetime = told.get("expires_in")
         self._tokens = Tokens(told["access_token"])
         self._until = time.monotonic() + max(0.0, (lifetime if isinstance(lifetime, int) else 60) - _EARLY)
+
+
+def _closed(address: str) -> bool:
+    """Whether nobody on the way reads what goes there."""
+    parts = urlsplit(address)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost"))
 
 
 def session_for(connection: Connection, environ: Mapping[str, str] = os.environ) -> Session:

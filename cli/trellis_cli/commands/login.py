@@ -34,9 +34,12 @@ def execute(args: argparse.Namespace, out: Output) -> int:
         login = control.login_details()
         if login.authn_type != "oidc":
             raise CliError(f"The SuperLink wants a login of the kind {login.authn_type!r}, which is not known here.")
-        out.note(f"Log in on this page: {login.verification_uri_complete}")
+        page = login.verification_uri_complete
+        if not page.startswith(("https://", "http://")) or not page.isprintable():
+            raise CliError(f"The SuperLink names a page to log in on that is none: {page!r}.")
+        out.note(f"Log in on this page: {page}")
         if not args.no_browser:
-            webbrowser.open(login.verification_uri_complete)
+            webbrowser.open(page)
         interval = max(_LEAST_SECONDS, float(login.interval))
         until = time.monotonic() + login.expires_in
         while time.monotonic() < until:
