@@ -279,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.setup("superlink", level=settings.log_level, format=settings.log_format)
     memory.tune(reuse=_REUSE, keep=_KEEP)
     take_descriptors()
-    if settings.secret_files or settings.ssl_keyfile or settings.appio_keyfile or settings.account_auth_config:
+    files = (settings.ssl_keyfile, settings.appio_keyfile, settings.account_auth_config, *settings.secret_files)
+    if any(files) or settings.isolation == "subprocess":  # which makes a join token, and has apps of the same user
         make_non_dumpable()
 
     async def run(stop: Stop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 
 from grpc import StatusCode
@@ -29,6 +30,8 @@ SERVICE = "trellis.appio.v1.ServerAppIO"
 TOKEN = "trellis-token"
 MAX_REQUEST = 32 * 1024 * 1024
 """Bytes of one request: many small messages may be pushed at once; objects come in parts of 1 MiB."""
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 SILENCE = 30.0
 """Seconds without a report after which an executor's stream is ended; it sends `alive` every 5 s."""
@@ -197,8 +200,11 @@ class ServerAppIO:
     async def push_artifact(self, call: Call) -> None:
         who = await self._executor(call)
         first = await self._artifact_part(call)
-        if first is None or not first.name or "/" in first.name:
-            raise EdgeError(StatusCode.INVALID_ARGUMENT, "An artifact comes in parts that carry its file name.")
+        if first is None or _FILE_NAME.fullmatch(first.name) is None:  # it will be part of a link and of a header
+            raise EdgeError(
+                StatusCode.INVALID_ARGUMENT,
+                "An artifact comes in parts that carry its file name: letters, digits, dots, '-' and '_'.",
+            )
 
         async def parts() -> AsyncIterator[bytes]:
             part: appio_pb2.ArtifactPart | None = first

@@ -111,7 +111,8 @@ class Provider:
         answer = await self._post("device_authorization_endpoint", {"scope": self._config.scope})
         told = _json(answer)
         if answer.status_code != 200:
-            raise ProviderAway(f"The identity provider begins no login: {_problem(told, answer)}")
+            _log.error("The identity provider begins no login: %s", _problem(told, answer))
+            raise ProviderAway("The identity provider begins no login; the SuperLink's log says why.")
         code, address = told.get("device_code"), told.get("verification_uri_complete") or told.get("verification_uri")
         if not isinstance(code, str) or not isinstance(address, str):
             raise ProviderAway("The identity provider's answer names no device code or no page.")
@@ -137,7 +138,7 @@ class Provider:
         answer = await self._post("token_endpoint", {"grant_type": _DEVICE_CODE, "device_code": device_code})
         told = _json(answer)
         if answer.status_code == 200:
-            del self._paces[device_code]
+            self._paces.pop(device_code, None)
             return _tokens(told)
         match told.get("error"):
             case "authorization_pending":

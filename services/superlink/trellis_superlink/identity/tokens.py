@@ -96,15 +96,13 @@ class Keys:
                 return
             self._tried = self._clock()
             try:
-                told = await self._fetch()
+                keys = _usable(await self._fetch())
             except ProviderAway as problem:
                 if self._age() > KEPT:
                     raise
                 _log.warning("The identity provider's keys cannot be fetched, those from before stay: %s", problem)
                 return
-            entries = told.get("keys")
-            found = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
-            self._keys = {str(one["kid"]): one for one in found if "kid" in one and one.get("kty") != "oct"}
+            self._keys = keys
             self._fetched = self._clock()
 
     async def _renew_quietly(self) -> None:
@@ -213,6 +211,16 @@ class Verifier:
             if isinstance(found, list):
                 roles.update(one for one in found if isinstance(one, str))
         return frozenset(roles)
+
+
+def _usable(told: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The keys of a JWK set. ProviderAway for one without any, which is no provider's: something else answered."""
+    entries = told.get("keys")
+    found = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    keys = {str(one["kid"]): one for one in found if "kid" in one and one.get("kty") != "oct"}
+    if not keys:
+        raise ProviderAway("The identity provider shows no keys.")
+    return keys
 
 
 def _number(said: Mapping[str, Any], claim: str) -> float | None:

@@ -135,3 +135,11 @@ async def test_events_are_the_changes_of_a_runs_status(net: Network) -> None:
     request = control_pb2.StreamRunEventsRequest(run_id=hosted.run_id).SerializeToString()
     async for item in raw(request, metadata=OLD):  # 1.28-1.30: field 1 is the event's name, not a message
         assert item.startswith(b"\x0a\x0arun_status\x12")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", 'a"; b="c', "a\r\nx: y", "a b", "\u00e4", "x" * 201])
+async def test_file_names_that_no_link_and_no_header_can_have(name: str, net: Network) -> None:
+    hosted = await net.running()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await leave(hosted, b"content", name)
+    assert refused.value.code() is StatusCode.INVALID_ARGUMENT

@@ -150,6 +150,18 @@ async def test_keys_outlive_a_provider_that_is_away_for_a_day(realm: Realm) -> N
     await checking.check(signed())
 
 
+async def test_something_else_that_answers_does_not_take_the_keys_away(realm: Realm) -> None:
+    """A proxy's friendly page in the provider's place, say."""
+    checking = verifier(realm)
+    await checking.check(signed())
+    realm.keys = []
+    realm.clock += PAUSE + 1
+    with pytest.raises(TokenProblem):
+        await checking.check(signed(kid="unknown"))
+    assert realm.fetched == 2
+    await checking.check(signed())
+
+
 async def test_a_key_that_was_withdrawn_is_forgotten(realm: Realm) -> None:
     checking = verifier(realm)
     await checking.check(signed())
