@@ -231,12 +231,14 @@ async def test_the_state_of_a_run_is_kept(w: World) -> None:
     assert (await w.details(work.run.run_id)).status is Status.RUNNING
     for object_id in missing:
         assert await w.core.objects.store(who, work.run.run_id, object_id, contents[object_id])
+    for object_id, content in contents.items():
+        assert await w.core.objects.read(who, work.run.run_id, object_id) == content
     assert await w.core.runs.finish(who, Outcome.COMPLETED, "", state=State(bundle.tree)) == []
     assert (await w.details(work.run.run_id)).status is Status.FINISHED
     await w.rest()
     assert await w.stored() == (len(contents), 0)
-    for object_id, content in contents.items():
-        assert await w.core.objects.read(who, work.run.run_id, object_id) == content
+    with pytest.raises(RunOver):  # kept, but no more for this executor
+        await w.core.objects.read(who, work.run.run_id, bundle.tree.object_id)
 
 
 async def test_retention_forgets_everything_of_a_run(tmp_path: Path) -> None:
