@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guest demo test test-interop test-containers check format proto requirements bench engine images push secrets clean
+.PHONY: help setup guest demo test test-interop test-containers check format proto requirements chart bench engine images push secrets clean
 
 # Any Python from 3.11 on: PYTHON=python3.12 make demo
 PYTHON ?= python3
@@ -45,12 +45,13 @@ test-containers: engine setup guest ## run the tests of the images, Compose and 
 test-interop: setup guest ## stock releases only: make test-interop RELEASES=all (or 1.24.0,1.41.0); all writes docs/compatibility.md
 	@exec $(BIN)/pytest tests/interop
 
-check: setup ## ruff, strict mypy, import rules, generated stubs up to date
+check: setup ## ruff, strict mypy, import rules, generated stubs and chart files up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(foreach p,$(PACKAGES),$(wildcard $(p)/trellis_*)) tests benchmarks
 	$(BIN)/lint-imports
 	@bash scripts/generate-stubs --check
+	@$(BIN)/python scripts/chart --check
 
 format: setup ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
@@ -61,6 +62,9 @@ proto: setup ## write libs/wire/trellis_wire/pb from proto/
 
 requirements: setup ## resolve the hashed requirement files anew from the pyproject files
 	@bash scripts/lock-requirements
+
+chart: setup ## write the chart's values.schema.json and docs/helm-values.md from values.schema.yaml
+	@$(BIN)/python scripts/chart
 
 $(CONTAINERS)/.ready: requirements/containers.txt
 	@bash scripts/make-venv $(PYTHON) $(CONTAINERS) requirements/containers.txt
