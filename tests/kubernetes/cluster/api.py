@@ -1,0 +1,124 @@
+"""What tests do with a cluster that runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.layout import State
+
+_LOOK = 0.1
+T = TypeVar("T")
+
+
+class CommandFailed(AssertionError):
+    """A command did not end as it should; says what it wrote."""
+
+
+def command(*argv: str, input: str | None = None, timeout: float = 240, check: bool = True) -> str:
+    """Both outputs of a command; CommandFailed where it fails and `check` is set."""
+    done = subprocess.run(
+        argv,
+        input=input or "",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        raise CommandFailed(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-8000:]}")
+    return done.stdout
+
+
+def until(condition: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
+    """What the condition returns as soon as that is something."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"Waited {seconds:g} s in vain until {what}")
+        time.sleep(_LOOK)
+    return found
+
+
+class Api:
+    """The cluster by its API server and its containerd."""
+
+    def __init__(self, state: State, binaries: Path) -> None:
+        self.state = state
+        self.binaries = binaries
+
+    def kubectl(self, *words: str, input: str | None = None, timeout: float = 240, check: bool = True) -> str:
+        argv = (str(self.binaries / "hyperkube"), "kubectl", "--kubeconfig", str(self.state.kubeconfig), *words)
+        return command(*argv, input=input, timeout=timeout, check=check)
+
+    def get(self, kind: str, name: str, namespace: str = "default") -> Any:
+        """An object as the API has it."""
+        return json.loads(self.kubectl("-n", namespace, "get", kind, name, "-o", "json"))
+
+    def items(self, kind: str, namespace: str = "default", labels: str = "") -> list[Any]:
+        """All objects of a kind, or those with these labels (`a=b,c=d`)."""
+        chosen = ("-l", labels) if labels else ()
+        found: list[Any] = json.loads(self.kubectl("-n", namespace, "get", kind, *chosen, "-o", "json"))["items"]
+        return found
+
+    def apply(self, *objects: Mapping[str, Any], namespace: str = "default") -> None:
+        listed = {"apiVersion": "v1", "kind": "List", "items": objects}
+        self.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(listed))
+
+    def wait(self, condition: str, *what: str, namespace: str = "default", seconds: float = 60) -> None:
+        """`kubectl wait --for=<condition>`; CommandFailed with the pods' logs where it does not come about."""
+        words = ("wait", f"--for={condition}", f"--timeout={seconds:g}s", *what)
+        try:
+            self.kubectl("-n", namespace, *words, timeout=seconds + 30)
+        except CommandFailed as failed:
+            raise CommandFailed(f"{failed}\n{self.story(namespace)}") from None
+
+    def inside(self, namespace: str, pod: str, *argv: str, check: bool = True, timeout: float = 60) -> str:
+        """What a program says that is started in a pod's first container."""
+        return self.kubectl("-n", namespace, "exec", pod, "--", *argv, check=check, timeout=timeout)
+
+    def logs(self, namespace: str, pod: str) -> str:
+        return self.kubectl("-n", namespace, "logs", pod, "--all-containers", check=False)
+
+    @contextmanager
+    def namespace(self, **labels: str) -> Iterator[str]:
+        """A new namespace, under Pod Security `restricted` unless told otherwise; removed afterwards."""
+        name = f"test-{uuid.uuid4().hex[:6]}"
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"} | labels
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        try:
+            until(lambda: self.items("serviceaccount", name), f"{name} has its service account")
+            yield name
+        finally:
+            self.kubectl("delete", "namespace", name, "--wait", "--timeout=180s", timeout=200)
+
+    def story(self, namespace: str) -> str:
+        """For whoever reads of a failure: pods, events and the end of each log."""
+        parts = [self.kubectl("-n", namespace, "get", "pods,jobs,pvc", "-o", "wide", check=False)]
+        parts.append(self.kubectl("-n", namespace, "get", "events", "--sort-by=.lastTimestamp", check=False)[-6000:])
+        for pod in self.items("pod", namespace):
+            name = pod["metadata"]["name"]
+            said = self.kubectl("-n", namespace, "logs", name, "--all-containers", "--tail=40", check=False)
+            parts.append(f"---- {name}\n{said[-4000:]}")
+        return "\n".join(parts)
+
+    def load_image(self, name: str) -> None:
+        """An image of the Docker engine, under the same name."""
+        with subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE) as saved:
+            done = subprocess.run(self._import, stdin=saved.stdout, capture_output=True, text=True)
+        if done.returncode != 0 or saved.returncode != 0:
+            raise CommandFailed(f"The image {name} could not be loaded: {done.stdout}{done.stderr}")
+
+    def load_archive(self, archive: bytes) -> None:
+        subprocess.run(self._import, input=archive, capture_output=True, check=True)
+
+    @property
+    def _import(self) -> list[str]:
+        return ["ctr", "--address", str(self.state.containerd), "--namespace", "k8s.io", "images", "import", "-"]
