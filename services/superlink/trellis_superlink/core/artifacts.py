@@ -43,18 +43,21 @@ class Artifacts:
         run_id = who.run
         await self._ground.db.read(lambda conn: run_going_on(conn, run_id))
         file: Incoming = await self._objects.in_thread(self._objects.open_file, secrets.token_hex(32))
-        digest, size = hashlib.sha256(), 0
+        digest, size, taken = hashlib.sha256(), 0, 0
         try:
             async for part in parts:
                 size += len(part)
                 if size > self._limit:
                     raise Refused(f"A run may leave {self._limit:,} bytes of files (--artifact-limit).")
                 await self._objects.quotas.take(who, len(part))
+                taken += len(part)
                 digest.update(part)
                 await self._objects.in_thread(file.write, part)
         except BaseException:
             await self._objects.in_thread(file.discard)
             raise
+        finally:
+            self._objects.quotas.arrived(who, taken)  # from here on it counts once more, exactly
         artifact = Artifact(run_id, name, size, digest.hexdigest(), self._ground.clock())
         await self._ground.to_the_end(self._settle(who, artifact, file))
         return artifact

@@ -144,8 +144,12 @@ class Mail:
             return self._still_missing(tx.conn, known.values(), missing)
 
         inline = {object_id: len(content) for parcel in taken for object_id, content in parcel.objects.items()}
-        await self._quotas.take(who, sum(inline.values()))
-        missing = await self._ground.db.write(push) if taken else []
+        size = sum(inline.values())
+        await self._quotas.take(who, size)
+        try:
+            missing = await self._ground.db.write(push) if taken else []
+        finally:
+            self._quotas.arrived(who, size)
         if taken:
             self._letters.watch_expiry(min(parcel.metadata.expires_at for parcel in taken))
         return Pushed(refusals, missing)

@@ -317,6 +317,8 @@ class Receiver:
         does nothing."""
         current, self._current = self._current, None
         settling, self._settling = self._settling, []
+        if current is not None:
+            self._arrived(current)
         if current is not None and current.file is not None:
             await self._objects.in_thread(current.file.discard)
         if settling:
@@ -332,6 +334,7 @@ class Receiver:
         if state == "missing":
             if self._who.kind is Kind.EXECUTOR:
                 await self._objects.quotas.take(self._who, size)
+                arriving.taken = size
             arriving.verifier = PartVerifier(object_id, size)
             if size > INLINE_OBJECT:
                 await self._objects.in_thread(arriving.open, self._objects.open_file)
@@ -343,7 +346,17 @@ class Receiver:
         if stored is not None:
             self._stored.append(stored)
 
+    def _arrived(self, arriving: _Arriving) -> None:
+        taken, arriving.taken = arriving.taken, 0
+        self._objects.quotas.arrived(self._who, taken)
+
     async def _settle(self, arriving: _Arriving) -> str | None:
+        try:
+            return await self._settle_and_count(arriving)
+        finally:
+            self._arrived(arriving)
+
+    async def _settle_and_count(self, arriving: _Arriving) -> str | None:
         self._objects.count_received(self._who, self._run_id, arriving.size)
         if arriving.verifier is None:
             # Here already: fine. Named by nobody any more: an executor's message was answered meanwhile (its node went
@@ -368,6 +381,7 @@ class _Arriving:
         self.size = size
         self.state = state
         self.received = 0
+        self.taken = 0  # of the account's quota, until it is here
         self.verifier: PartVerifier | None = None
         self.file: Incoming | None = None
         self.memory = bytearray()

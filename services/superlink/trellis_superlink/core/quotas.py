@@ -31,7 +31,9 @@ class Quotas:
     def __init__(self, ground: Ground, limits: Limits) -> None:
         self._ground = ground
         self._limits = limits
-        self._used: dict[str, int] = {}  # by account; never less than what is kept, counted anew at the limit
+        # By account. What is used is never less than what is kept and what is coming, and counted anew at the limit.
+        self._used: dict[str, int] = {}
+        self._coming: dict[str, int] = {}  # taken, and not yet among what is kept
 
     def check_run(self, conn: Connection, owner: str, fab_hash: str, size: int) -> None:
         """Before a run is added. OverQuota."""
@@ -51,7 +53,8 @@ class Quotas:
         limit = self._limits.bytes
         if limit is None:
             return
-        used = kept(conn, owner)
+        used = self._coming.get(owner, 0)  # looked at first: what arrives meanwhile counts twice rather than never
+        used += kept(conn, owner)
         self._used[owner] = used + more
         if used + more > limit:
             raise OverQuota(
@@ -61,14 +64,22 @@ class Quotas:
             )
 
     async def take(self, who: Principal, more: int) -> None:
-        """The same for an executor's run; costs nothing until the limit is near."""
+        """The same for bytes that an executor's run is about to send, until they are `arrived`; costs nothing until the
+        limit is near."""
         if self._limits.bytes is None:
             return
         used = self._used.get(who.owner)
         if used is not None and used + more <= self._limits.bytes:
             self._used[who.owner] = used + more
-            return
-        await self._ground.db.read(lambda conn: self.check_bytes(conn, who.owner, more))
+        else:
+            await self._ground.db.read(lambda conn: self.check_bytes(conn, who.owner, more))
+        self._coming[who.owner] = self._coming.get(who.owner, 0) + more
+
+    def arrived(self, who: Principal, taken: int) -> None:
+        """Of what was taken so much is among what is kept now, or given up."""
+        left = self._coming.pop(who.owner, 0) - taken
+        if left > 0:
+            self._coming[who.owner] = left
 
 
 def kept(conn: Connection, owner: str) -> int:

@@ -91,6 +91,31 @@ async def test_what_is_on_its_way_counts(tmp_path: Path) -> None:
         assert await in_use(w) - base == len(letter.contents[largest])
 
 
+async def test_what_is_sent_at_the_same_time_counts_together(tmp_path: Path) -> None:
+    """Each alone would fit."""
+    big = 200_000
+    async with world(tmp_path, limits=Limits(bytes=2 * big)) as w:
+        who, _work, _stay = await w.running()
+        node = await w.node()
+        letters = [instruct(who.run, node.node_id, records(big, fill)) for fill in (b"a", b"b")]
+        models = []
+        for one in letters:
+            missing = (await w.core.mail.push_instructions(who, [one.bare()])).missing
+            models.append(max(((each, one.contents[each]) for each in missing), key=lambda each: len(each[1])))
+        first, second, third = (w.core.objects.receive(who, who.run) for _ in range(3))
+        (one, content), (other, other_content) = models
+        await first.part(one, 0, len(content), content[:1000])
+        with pytest.raises(OverQuota):
+            await second.part(other, 0, len(other_content), other_content)
+        await second.abort()
+        with pytest.raises(OverQuota):
+            await w.core.artifacts.store(who, "a.bin", parts(1000, big // 1000))
+        await first.abort()  # and what is given up counts no more
+        await third.part(other, 0, len(other_content), other_content)
+        assert await third.finish() == [other]
+        assert not w.core.objects.quotas._coming
+
+
 async def test_files_that_a_run_leaves_count_for_good(tmp_path: Path) -> None:
     async with world(tmp_path, limits=Limits(bytes=100_000)) as w:
         who, _work, _stay = await w.running()
