@@ -103,8 +103,8 @@ async def test_what_is_sent_at_the_same_time_counts_together(tmp_path: Path) -> 
             missing = (await w.core.mail.push_instructions(who, [one.bare()])).missing
             models.append(max(((each, one.contents[each]) for each in missing), key=lambda each: len(each[1])))
         first, second, third = (w.core.objects.receive(who, who.run) for _ in range(3))
-        (one, content), (other, other_content) = models
-        await first.part(one, 0, len(content), content[:1000])
+        (model, content), (other, other_content) = models
+        await first.part(model, 0, len(content), content[:1000])
         with pytest.raises(OverQuota):
             await second.part(other, 0, len(other_content), other_content)
         await second.abort()
