@@ -12,6 +12,8 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 from trellis_kit import logs
+from trellis_kit.attempts import Attempts, address_of
+from trellis_kit.audit import AuditLog, Entry, Outcome
 from trellis_wire.bulk import Malformed, decode_part, encode_part
 from trellis_wire.objects import ObjectError
 from trellis_wire.pb.appio import appio_pb2
@@ -28,6 +30,8 @@ PART: Final = 1024 * 1024
 SILENCE = 30.0
 """Seconds without a report after which an executor's stream is ended; it sends one every 5 s."""
 
+_MAX_ID: Final = 200  # characters of a name in audit lines
+
 NO_TASK: Final = "There is no task with this token (any more)."
 STOCK_SENTENCE: Final = (
     "This SuperNode is Trellis's and works with Trellis's executor, not with flower-superexec and Flower's own "
@@ -37,11 +41,14 @@ STOCK_SENTENCE: Final = (
 
 
 class ClientAppIO:
-    """The service. `join_token` None lets everybody attend who reaches the port."""
+    """The service. `join_token` None lets everybody attend who reaches the port. Who attends, or may not, is written to
+    `audit`."""
 
-    def __init__(self, node: Node, join_token: str | None) -> None:
+    def __init__(self, node: Node, join_token: str | None, audit: AuditLog | None = None) -> None:
         self._node = node
         self._join_token = join_token
+        self._audit = audit
+        self._attempts = Attempts()
         self._app_logs = AppLogs()
 
     def handler(self) -> Any:
@@ -73,10 +80,15 @@ class ClientAppIO:
 
     async def attend(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Open for as long as the executor is there."""
+        address = address_of(context.peer())
+        if self._attempts.too_many(address):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Too many failed attempts; try again in a minute.")
         if self._join_token is not None and not hmac.compare_digest(
             _header(context, "trellis-join-token").encode(), self._join_token.encode()
         ):
+            self._attempts.add(address)
             _log.warning("An executor without the join token was refused", extra={"peer": context.peer()})
+            self._note(Outcome.DENIED, address, reason="The join token is missing or wrong.")
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "The join token is missing or wrong; give this executor the SuperNode's secret with --join-token-file.",
@@ -87,6 +99,7 @@ class ClientAppIO:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The first report of an executor is its hello.")
         assert hello is not None
         executor_id = hello.hello.executor_id
+        self._note(Outcome.COMPLETED, address, executor_id[:_MAX_ID], hello.hello.host[:_MAX_ID])
         orders = self._node.desk.arrive(hello.hello)
         ids = {"executor_id": executor_id, "peer": context.peer()}
         _log.info(
@@ -102,6 +115,14 @@ class ClientAppIO:
             listening.cancel()
             self._node.desk.leave(executor_id, orders)
             _log.info("The executor's stream ended", extra=ids)
+
+    def _note(
+        self, outcome: Outcome, address: str, executor_id: str | None = None, host: str = "", reason: str | None = None
+    ) -> None:
+        if self._audit is not None:
+            kind = "unknown" if executor_id is None else "executor"
+            entry = Entry("ClientAppIO.Attend", outcome, kind, executor_id, host or None, address, reason=reason)
+            self._audit.note(entry)
 
     async def _listen(self, reports: AsyncIterator[Any], executor_id: str, orders: Orders) -> None:
         desk = self._node.desk

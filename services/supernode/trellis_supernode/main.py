@@ -133,20 +133,22 @@ def _join_token(settings: SupernodeSettings) -> str | None:
     return settings.join_token
 
 
-def _gate(settings: SupernodeSettings, cleanup: contextlib.AsyncExitStack) -> Gate | None:
+def _audit(settings: SupernodeSettings) -> AuditLog | None:
+    try:
+        return None if settings.audit_log is None else AuditLog(settings.audit_log)
+    except AuditUnavailable as error:
+        raise Fatal(f"{error}.") from error
+
+
+def _gate(settings: SupernodeSettings, audit: AuditLog | None) -> Gate | None:
     """The site's policy; None where everybody may use it and nobody wants to read about it."""
     try:
         policy = Policy() if settings.policy is None else Policy.read(settings.policy)
         if settings.trusted_entities is not None:
             policy = policy.trusting(settings.trusted_entities)
-        if policy == Policy() and settings.audit_log is None:
-            return None
-        audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
-    except (PolicyProblem, AuditUnavailable) as error:
+    except PolicyProblem as error:
         raise Fatal(f"{error}.") from error
-    if audit is not None:
-        cleanup.push_async_callback(audit.close)
-    return Gate(policy, audit)
+    return None if policy == Policy() and audit is None else Gate(policy, audit)
 
 
 def _reply_filter(settings: SupernodeSettings) -> ReplyFilter | None:
@@ -188,7 +190,10 @@ async def serve(settings: SupernodeSettings, stop: Stop) -> None:
         isolation = _isolation(settings, server.bound, join_token)
         metrics = Metrics()
         node_config = parse_config_args([settings.node_config] if settings.node_config else [])
-        gate = _gate(settings, cleanup)
+        audit = _audit(settings)
+        if audit is not None:
+            cleanup.push_async_callback(audit.close)
+        gate = _gate(settings, audit)
         reply_filter = _reply_filter(settings)
         node = Node(fleet, ledger, settings.state_dir, secret, node_config, isolation, metrics, gate, reply_filter)
         node.open(kept)
@@ -200,7 +205,7 @@ async def serve(settings: SupernodeSettings, stop: Stop) -> None:
             return "The SuperNode stops." if stop.requested else session.problem
 
         ops = OpsServer(settings.ops_address, ready, metrics.registry)
-        server.server.add_generic_rpc_handlers((ClientAppIO(node, join_token).handler(), StockExecutors()))
+        server.server.add_generic_rpc_handlers((ClientAppIO(node, join_token, audit).handler(), StockExecutors()))
         servers = [server]
         if settings.health_server_address is not None:
             servers.append(GrpcServer("health", settings.health_server_address, None))

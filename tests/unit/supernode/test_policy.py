@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from node_world import World, model, settings_of, world
+from trellis_kit.attempts import ATTEMPTS
 from trellis_kit.lifecycle import Fatal, Stop
 from trellis_supernode.main import serve
 from trellis_supernode.policy import Asked, Policy, PolicyProblem
 from trellis_supernode.reply_filter import Reply
 from trellis_wire.messages import ErrorCode, MessageError
+from trellis_wire.pb.appio.appio_pb2_grpc import ClientAppIOStub
 from trellis_wire.pb.edge import records_pb2
 from trellis_wire.records import ArrayRecord, ConfigRecord, Record
 from trellis_wire.signing import key_id, sign
@@ -106,6 +111,10 @@ def test_trusted_entities_that_are_none(text: str | None, tmp_path: Path) -> Non
         Policy().trusting(tmp_path / "t.yaml")
 
 
+def lines_of(audit: Path) -> list[dict[str, Any]]:
+    return [json.loads(one) for one in audit.read_text().splitlines()]
+
+
 # ---- in a SuperNode --------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +133,7 @@ async def test_a_run_that_the_policy_denies_is_answered_and_written_down(tmp_pat
             assert error.code == ErrorCode.INVALID_FAB
             assert error.reason == "This site's policy does not allow runs of the account 'alice'; ask its operator."
             assert not w.link.called("GetFab")
-        [entry] = [json.loads(one) for one in audit.read_text().splitlines()]
+        [entry] = lines_of(audit)
         assert (entry["event"]["action"], entry["status"], entry["reason"]) == ("Site.AdmitRun", "denied", error.reason)
         assert entry["actor"]["description"] == "alice"
         # The same run under a policy that lets it in, and under the first one again.
@@ -135,10 +144,39 @@ async def test_a_run_that_the_policy_denies_is_answered_and_written_down(tmp_pat
             await hand.finish(await hand.work())
             await w.answered(instruction)
             await hand.close()
-        assert json.loads(audit.read_text().splitlines()[-1])["status"] == "completed"
+        assert [(one["event"]["action"], one["status"]) for one in lines_of(audit)[1:]] == [
+            ("ClientAppIO.Attend", "completed"),
+            ("Site.AdmitRun", "completed"),
+        ]
         policy.write_text('accounts = ["bob"]')
         async with w.node(policy=policy):
             assert (await refusal(w)).code == ErrorCode.INVALID_FAB
+
+
+async def test_who_guesses_join_tokens_waits_and_is_written_down(tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    async with world(tmp_path) as w, w.node(join_token="s3cret", audit_log=str(audit)):
+        hand = await w.hand(join_token="s3cret")
+        told = []
+
+        async def nothing() -> AsyncIterator[Any]:
+            await asyncio.Event().wait()
+            yield
+
+        async with grpc.aio.insecure_channel(w.appio) as channel:
+            stub: Any = ClientAppIOStub(channel)
+            for _ in range(ATTEMPTS + 2):
+                told.append(await stub.Attend(nothing(), metadata=(("trellis-join-token", "guess"),)).code())
+        assert told == [grpc.StatusCode.UNAUTHENTICATED] * ATTEMPTS + [grpc.StatusCode.UNAVAILABLE] * 2
+        instruction = await w.link.instruct()
+        await hand.finish(await hand.work())  # who is there goes on
+        await w.answered(instruction)
+    lines = lines_of(audit)
+    assert [one["actor"]["actor_id"] for one in lines if one["status"] == "completed"] == ["hand", None]
+    denied = [one for one in lines if one["status"] == "denied"]
+    assert len(denied) == ATTEMPTS
+    assert {one["event"]["action"] for one in denied} == {"ClientAppIO.Attend"}
+    assert "guess" not in audit.read_text()
 
 
 async def test_a_run_has_to_be_signed(tmp_path: Path) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Final
 
 from grpc import StatusCode
+from trellis_kit.attempts import ATTEMPTS, Attempts, address_of
 from trellis_kit.audit import AuditLog, Entry, Outcome
 
 from trellis_superlink.core.permissions import OF_ACCOUNTS, Permission
@@ -26,10 +23,6 @@ from trellis_superlink.identity.roles import Roles
 ACCESS, REFRESH = "flwr-oidc-access-token", "flwr-oidc-refresh-token"
 """Metadata of Flower 1.18-1.36, both ways; from 1.37 on it is `authorization: Bearer`."""
 
-ATTEMPTS: Final = 60
-WINDOW: Final = 60.0
-"""So many failed attempts, and logins begun, has one address in so many seconds; then it waits."""
-_ADDRESSES: Final = 10_000
 _MAX_REASON: Final = 1000
 _MAX_CLIENT: Final = 200
 
@@ -87,30 +80,6 @@ class TooMany(EdgeError):
         super().__init__(StatusCode.UNAVAILABLE, "Too many failed attempts; try again in a minute.")
 
 
-class Attempts:
-    """Counts what failed, by address; of IPv6 by network, as whoever has one address there has 2^64."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._counts: dict[str, int] = {}
-        self._began = clock()
-
-    def add(self, address: str) -> int:
-        """How many these are now within the window."""
-        if self._clock() - self._began > WINDOW:
-            self._counts.clear()
-            self._began = self._clock()
-        where = network_of(address)
-        if len(self._counts) < _ADDRESSES or where in self._counts:
-            self._counts[where] = self._counts.get(where, 0) + 1
-        return self._counts.get(where, 0)
-
-    def check(self, address: str) -> None:
-        """TooMany for an address that has had its share."""
-        if self._clock() - self._began <= WINDOW and self._counts.get(network_of(address), 0) >= ATTEMPTS:
-            raise TooMany
-
-
 class Guard:
     """One for all edges. Nodes and executors are known by their handlers, which note who it is in the call."""
 
@@ -127,8 +96,9 @@ class Guard:
         permission = permission_of(service.name, call.method)
         if permission is None:
             raise EdgeError(StatusCode.PERMISSION_DENIED, "Nobody may ask this.", 9)
-        if (attempts := self._attempts_of(permission)) is not None:
-            attempts.check(address_of(call.peer))
+        attempts = self._attempts_of(permission)
+        if attempts is not None and attempts.too_many(address_of(call.peer)):
+            raise TooMany
         if permission in OF_ACCOUNTS:
             call.who = await self._accounts.identify(call)
             call.note(account=call.who.name)
@@ -207,26 +177,6 @@ class Guard:
                 "client": call.client[:_MAX_CLIENT] or None,
             },
         )
-
-
-def address_of(peer: str) -> str:
-    """The address in what a transport calls its peer: `ipv4:10.0.0.1:4321`, `ipv6:%5B::1%5D:4321`, `http:...`."""
-    _, _, rest = peer.partition(":")
-    host = rest.rpartition(":")[0]
-    return re.sub(r"^(\[|%5B)|(\]|%5D)$", "", host, flags=re.IGNORECASE) or peer
-
-
-def network_of(address: str) -> str:
-    """What one caller can have all of: an IPv4 address, or 64 bits of an IPv6 one."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((found, 64), strict=False))
-    return address
 
 
 def _number(value: object) -> int | None:

@@ -197,7 +197,9 @@ class Verifier:
         return expires_at
 
     def _name(self, said: Mapping[str, Any]) -> str:
-        for claim in ("preferred_username", "name", "email", "client_id"):
+        """What invitations and sites' policies go by: nothing that users choose as they like."""
+        claims = ("preferred_username", *(["email"] if said.get("email_verified") is True else ()), "client_id")
+        for claim in claims:
             if isinstance(found := said.get(claim), str) and found:
                 return found
         return str(said["sub"])

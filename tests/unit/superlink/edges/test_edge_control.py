@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from edge_world import Network, make_fab, refusal
 from grpc import StatusCode
-from trellis_superlink.edges import guard
+from trellis_kit.attempts import ATTEMPTS
 from trellis_superlink.edges.rpcs import ADAPTER, CONTROL, EXEC, FLEET, RPCS
 from trellis_wire.identity import generate_key, public_pem
 from trellis_wire.pb.appio import appio_pb2
@@ -285,6 +285,6 @@ async def test_log_streams_are_told_to_come_again_when_the_superlink_stops(net: 
 async def test_a_node_that_is_refused_often_keeps_nobody_from_asking(net: Network) -> None:
     """Behind one address there may be a SuperNode with a wrong key, and people."""
     pull = net.channels["fleet"].unary_unary("/flwr.proto.Fleet/PullMessages")
-    for _ in range(guard.ATTEMPTS + 1):
+    for _ in range(ATTEMPTS + 1):
         assert (await refusal(pull(b"")))[0] is StatusCode.UNAUTHENTICATED
     assert (await net.control.ListRuns(control_pb2.ListRunsRequest())).now

@@ -10,10 +10,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from trellis_kit.attempts import address_of
 from trellis_kit.audit import AuditLog, AuditUnavailable, Entry, Outcome
 from trellis_superlink.core.permissions import OF_ACCOUNTS, Permission
 from trellis_superlink.edges import permissions, rpcs
-from trellis_superlink.edges.guard import address_of
 from trellis_superlink.identity.roles import Roles, RolesProblem
 from trellis_superlink.identity.stock_file import StockFile, StockFileProblem
 from trellis_wire.pb.appio import appio_pb2

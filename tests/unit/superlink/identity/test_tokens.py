@@ -72,6 +72,21 @@ async def test_what_a_good_token_says(realm: Realm) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"preferred_username": "bob", "name": "alice"}, "bob"),
+        ({"name": "alice", "email": "alice@example.org"}, "u1"),  # who calls themselves alice is not alice
+        ({"email": "alice@example.org", "email_verified": "true"}, "u1"),
+        ({"email": "alice@example.org", "email_verified": True, "client_id": "c"}, "alice@example.org"),
+        ({"client_id": "pipeline"}, "pipeline"),
+        ({"preferred_username": ["bob"]}, "u1"),
+    ],
+)
+async def test_what_an_account_is_called(said: dict[str, Any], name: str, realm: Realm) -> None:
+    assert (await verifier(realm).check(signed(**said))).name == name
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"iss": "https://login.example.org/realms/other"},
