@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 from trellis_cli import control
+from trellis_cli.connection import Connection
 from trellis_cli.credentials import CredentialFile, Tokens
 from trellis_cli.errors import CliError, UsageError
 from trellis_cli.main import main
-from trellis_cli.session import ServiceAccount
+from trellis_cli.session import ServiceAccount, session_for
 from trellis_wire.pb.edge import control_pb2 as pb
 
 HERE = "superlink.example:9093"
@@ -103,6 +104,21 @@ def test_a_provider_that_wants_the_secret_in_the_clear_does_not_get_it() -> None
         with pytest.raises(CliError, match="in the clear"):
             ServiceAccount(address, "me", "s3cret", None).tokens()
         assert posted == []
+
+
+def connection(*, insecure: bool) -> Connection:
+    return Connection("mine", HERE, insecure, None, "", "a test")
+
+
+def test_without_tls_nobody_logs_in_and_no_token_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["login", "--superlink", HERE, "--insecure"]) == 2
+    assert "needs TLS" in capsys.readouterr().err
+    environment = {"FLWR_HOME": str(tmp_path), "TRELLIS_CLIENT_ID": "me", "TRELLIS_CLIENT_SECRET": "s3cret"}
+    CredentialFile(environment).save(HERE, Tokens("access", "refresh"))
+    for environ in (environment, {"FLWR_HOME": str(tmp_path)}):
+        assert session_for(connection(insecure=True), environ).tokens() is None
+    with_tls = session_for(connection(insecure=False), {"FLWR_HOME": str(tmp_path)})
+    assert with_tls.tokens() == Tokens("access", "refresh")
 
 
 @pytest.mark.parametrize("page", ["", "file:///etc/passwd", "--new-window", "https://a.b/\x1b]0;owned\x07"])

@@ -89,6 +89,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         (["--insecure", "--isolation", "subprocess", "--executor-ca-certfile", "/x"], "the only executor"),
         (["--insecure", "--fleet-api-address", "nonsense"], "host:port"),
         (["--insecure", "--isolation", "docker"], "--isolation"),
+        (["--insecure", "--oidc-issuer", "https://login.example/realms/a"], "Login needs TLS"),
     ],
 )
 async def test_what_it_does_not_start_with(argv: list[str], told: str) -> None:
