@@ -1,0 +1,15 @@
+"""templates/certificates/join-tokens.yaml"""
+
+from __future__ import annotations
+
+from charts import rendered
+
+
+def test_a_secret_for_each_side_where_there_is_no_tls() -> None:
+    data = rendered("minimal").one("Secret", "join-tokens")["data"]
+    assert set(data) == {"serverapp", "one", "two"}
+    assert len(set(data.values())) == 3
+
+
+def test_none_with_tls() -> None:
+    assert not rendered("tls").of("certificates/join-tokens")

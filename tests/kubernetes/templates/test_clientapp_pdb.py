@@ -1,0 +1,20 @@
+"""templates/clientapp/pdb.yaml"""
+
+from __future__ import annotations
+
+from charts import rendered, selects
+
+
+def test_a_drain_takes_one_at_a_time() -> None:
+    chart = rendered("minimal")
+    budget = chart.one("PodDisruptionBudget", "clientapp-one")["spec"]
+    assert budget["maxUnavailable"] == 1
+    labels = {name: pod["metadata"]["labels"] for name, pod in chart.pods()}
+    chosen = [name for name, found in labels.items() if selects(budget["selector"]["matchLabels"], found)]
+    assert chosen == ["trellis-clientapp-one"]
+
+
+def test_drains_wait_where_the_operator_says_so() -> None:
+    chart = rendered("minimal", {"clientapp": {"pdb": {"maxUnavailable": 0}}})
+    assert chart.one("PodDisruptionBudget", "clientapp-one")["spec"]["maxUnavailable"] == 0
+    assert not rendered("minimal", {"clientapp": {"pdb": {"enabled": False}}}).of("clientapp/pdb")
