@@ -6,8 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from container_world import APPS, trained
 from trellis_testing import FederationContainer
@@ -31,19 +37,44 @@ async def test_it_finds_none(sites: FederationContainer) -> None:
     assert [line for line in lines if not line[1].startswith(("tried ", "met "))] == []
 
 
+@contextmanager
+def open_door() -> Iterator[str]:
+    """Where executors need no credential, and accounts neither, but nodes do."""
+
+    class Open(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
+        def service(self, handler_call_details: Any) -> Any:
+            return grpc.stream_stream_rpc_method_handler(partial(self._serve, handler_call_details.method))
+
+        def _serve(self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            if "Fleet" in method:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "Missing authentication metadata")
+            if "Attend" in method:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The first report of an executor is its hello.")
+            yield b""
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((Open(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
 def test_the_hunt_finds_what_lies_open(tmp_path: Path) -> None:
     """Without a fence, from a process of the same user."""
     key = tmp_path / "tls.key"
     key.write_text("secret")
     hunt = """
-import os
+import os, sys
 from hunter.hunt import Hunt
 h = Hunt()
-print(*h.environment(), *h.descriptors(), *h.processes([os.getppid()]), sep="\\n")
+print(*h.environment(), *h.descriptors(), *h.processes([os.getppid()]), *h.knock(sys.argv[1]), sep="\\n")
 """
-    with key.open() as file:
+    with key.open() as file, open_door() as door:
         found = subprocess.run(
-            [sys.executable, "-c", hunt],
+            [sys.executable, "-c", hunt, door],
             cwd=APPS / "hunter",
             env={"JOIN_TOKEN": "secret"},
             pass_fds=[file.fileno()],
@@ -52,6 +83,9 @@ print(*h.environment(), *h.descriptors(), *h.processes([os.getppid()]), sep="\\n
             check=True,
             timeout=120,
         ).stdout
+    assert f"{door} looks at /trellis.appio.v1.ServerAppIO/Attend" in found
+    assert f"{door} answers /flwr.proto.Control/ListRuns" in found
+    assert "PullMessages" not in found
     assert "variable JOIN_TOKEN" in found
     assert f"descriptor {key}" in found
     assert re.search(rf"^/proc/{os.getpid()}/environ of ", found, re.MULTILINE)
