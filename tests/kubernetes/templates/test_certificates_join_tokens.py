@@ -11,5 +11,6 @@ def test_a_secret_for_each_side_where_there_is_no_tls() -> None:
     assert len(set(data.values())) == 3
 
 
-def test_none_with_tls() -> None:
-    assert not rendered("tls").of("certificates/join-tokens")
+def test_with_tls_only_within_a_pod() -> None:
+    assert set(rendered("tls").one("Secret", "join-tokens")["data"]) == {"paris"}
+    assert not rendered("oidc").of("certificates/join-tokens")

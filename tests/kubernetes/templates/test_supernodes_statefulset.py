@@ -39,9 +39,10 @@ def test_the_same_pod_where_it_is_asked_for() -> None:
     )
     assert supernode["TRELLIS_APPIO_INSECURE"] == clientapp["TRELLIS_INSECURE"] == "true"
     assert supernode["TRELLIS_OPS_ADDRESS"] != clientapp["TRELLIS_OPS_ADDRESS"]
-    # The apps' container has none of the SuperNode's files.
+    assert supernode["TRELLIS_JOIN_TOKEN_FILE"] == clientapp["TRELLIS_JOIN_TOKEN_FILE"] == "/join/token"
+    # The apps' container has none of the SuperNode's other files.
     shared = set(mounts(container(paris, "supernode")).values()) & set(mounts(container(paris, "clientapp")).values())
-    assert not shared
+    assert shared == {"join"}
     [source] = volume(paris, "certs")["projected"]["sources"]
     assert source["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
 

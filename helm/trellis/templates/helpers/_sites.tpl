@@ -30,6 +30,7 @@
     {{- if $site.samePod }}
     - { name: TRELLIS_CLIENTAPPIO_API_ADDRESS, value: "127.0.0.1:9094" }
     - { name: TRELLIS_INSECURE, value: "true" }
+    - { name: TRELLIS_JOIN_TOKEN_FILE, value: /join/token }
     {{- else }}
     - name: TRELLIS_CLIENTAPPIO_API_ADDRESS
       value: {{ include "trellis.name" (list $root (printf "supernode-%s" $site.name)) }}:9094
@@ -50,6 +51,7 @@
     {{- if $site.samePod }}
     - { name: clientapp-tmp, mountPath: /tmp }
     - { name: clientapp-var-tmp, mountPath: /var/tmp }
+    - { name: join, mountPath: /join, readOnly: true }
     {{- else }}
     {{- include "trellis.scratch.mounts" $root | nindent 4 }}
     {{- if include "trellis.tls" $root }}
