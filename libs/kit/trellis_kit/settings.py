@@ -35,12 +35,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    _secret_files: tuple[Path, ...] = PrivateAttr(())
+    _secret_files: dict[str, Path] = PrivateAttr(default_factory=dict)
 
     @property
     def secret_files(self) -> tuple[Path, ...]:
         """The files that secrets were read from."""
-        return self._secret_files
+        return tuple(self._secret_files.values())
+
+    def secret_file(self, field: str) -> Path | None:
+        """The file that this secret was read from."""
+        return self._secret_files.get(field)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def load(
     flags = vars(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
 
     values: dict[str, object] = {}
-    secret_files: list[Path] = []
+    secret_files: dict[str, Path] = {}
     origins: dict[str, tuple[str, str]] = {}
     for option in options:
         raw: object
@@ -203,7 +207,7 @@ def load(
         origins[option.field] = (origin, "its content" if option.is_secret else _shown(raw))
         values[option.field] = _read_secret(prog, origin, str(raw)) if option.is_secret else raw
         if option.is_secret:
-            secret_files.append(Path(str(raw)))
+            secret_files[option.field] = Path(str(raw))
 
     try:
         settings = cls.model_validate(values)
@@ -219,7 +223,7 @@ def load(
             _refuse(prog, f"{option.flags[0]} (or {option.variable})", "its absence", message)
         _refuse(prog, "the settings together", "this combination", message)
 
-    settings._secret_files = tuple(secret_files)
+    settings._secret_files = secret_files
     for stock in stock_flags:
         if flags.get(_stock_dest(stock)) is not None:
             logs.early(f"{stock.names[0]} is accepted because Flower's program has it: {stock.note}")
@@ -288,10 +292,13 @@ def _help(info: FieldInfo) -> str:
 
 def _read_secret(prog: str, origin: str, path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        found = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         _refuse(prog, origin, repr(path), f"expected a readable file with the secret in it ({reason})")
+    if not found:  # an empty secret would be shown by whoever shows none
+        _refuse(prog, origin, repr(path), "expected a file with the secret in it, and it is empty")
+    return found
 
 
 def _shown(value: object) -> str:

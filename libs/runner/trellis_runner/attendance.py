@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import grpc
 from trellis_kit.lifecycle import Fatal
+from trellis_kit.renewable import Renewable
 from trellis_kit.retry import Backoff
 from trellis_wire.pb.appio import appio_pb2
 
@@ -57,7 +58,7 @@ class Attendance:
     slots: int
     version: str
     guest_flwr_version: str
-    join_token: str | None = None
+    join_tokens: Renewable | None = None
     explain: Callable[[], Awaitable[str | None]] | None = None
     """Says what stands against the connection where it is TLS (trellis_kit.channel)."""
     holding: set[str] = field(default_factory=set)
@@ -112,10 +113,10 @@ class Attendance:
     async def orders(self) -> AsyncIterator[appio_pb2.Order]:
         """What the other side wants done, for ever; waits with backoff while it cannot be reached."""
         backoff = Backoff(initial=0.1, cap=2.0)
-        metadata = () if self.join_token is None else ((JOIN_TOKEN, self.join_token),)
         away, told = False, None
         while True:
             reports: asyncio.Queue[appio_pb2.ExecutorReport] = asyncio.Queue()
+            metadata = () if self.join_tokens is None else ((JOIN_TOKEN, self.join_tokens.shown()),)
             call = self.attend(self._outgoing(reports), metadata=metadata)
             try:
                 async for order in call:

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 from trellis_kit.channel import Channel, open_channel
 from trellis_kit.lifecycle import Fatal
+from trellis_kit.renewable import Renewable
 from trellis_kit.settings import Address, Bytes, Seconds, Settings, StockFlag
 from trellis_kit.tls import ClientTls
 
@@ -76,6 +77,10 @@ class ExecutorSettings(Settings):
         # Beside a hidden folder apps cannot make files, and they may count on /tmp.
         place = _PLACE if os.access(_PLACE, os.W_OK) else None
         return Path(tempfile.mkdtemp(prefix="trellis-executor-", dir=place)), True
+
+    def join_tokens(self) -> Renewable | None:
+        """What this executor shows, as renewed as its file is."""
+        return None if self.join_token is None else Renewable(self.join_token, self.secret_file("join_token"))
 
     def guest_settings(self, root: Path) -> GuestSettings:
         """How guests are hosted. Raises Fatal where there is no interpreter."""

@@ -35,7 +35,7 @@ async def serve(settings: ServerAppSettings, stop: Stop, *, subreaper: bool = Fa
             stub = appio_pb2_grpc.ServerAppIOStub(channel)
             without_copies(stub, channel, "trellis.appio.v1.ServerAppIO")
             attendance = Attendance(
-                stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_token, channel.explain
+                stub.Attend, settings.slots, VERSION, host.flwr_version, settings.join_tokens(), channel.explain
             )
 
             def begin(work: appio_pb2.Work) -> RunHost:

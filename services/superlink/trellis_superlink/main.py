@@ -19,6 +19,7 @@ from trellis_kit.isolation import Isolation, SubprocessIsolation
 from trellis_kit.lifecycle import EXIT_FAILED, Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.processes import make_non_dumpable, take_descriptors
+from trellis_kit.renewable import Renewable
 from trellis_kit.settings import load, reachable, split_address
 from trellis_kit.tls import ServerTls, interior_tls, server_tls
 from trellis_wire.identity import KeyProblem, parse_public_key, public_pem
@@ -132,7 +133,7 @@ class SuperLink:
 
     def _providers(self) -> Sequence[CredentialProvider]:
         if self._join_token:
-            return [JoinToken(self._join_token)]
+            return [JoinToken(Renewable(self._join_token, self.settings.secret_file("join_token")))]
         if self.settings.executor_ca_certfile is not None:
             return [ClientCertificate()]
         host, _ = split_address(self.settings.serverappio_api_address)

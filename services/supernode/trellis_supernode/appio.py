@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import sqlite3
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError
 from trellis_kit import logs
 from trellis_kit.attempts import Attempts, address_of
 from trellis_kit.audit import AuditLog, Entry, Outcome
+from trellis_kit.renewable import Renewable
 from trellis_wire.bulk import Malformed, decode_part, encode_part
 from trellis_wire.objects import ObjectError
 from trellis_wire.pb.appio import appio_pb2
@@ -41,12 +41,12 @@ STOCK_SENTENCE: Final = (
 
 
 class ClientAppIO:
-    """The service. `join_token` None lets everybody attend who reaches the port. Who attends, or may not, is written to
-    `audit`."""
+    """The service. `join_tokens` None lets everybody attend who reaches the port. `audit` is told who attends, or may
+    not."""
 
-    def __init__(self, node: Node, join_token: str | None, audit: AuditLog | None = None) -> None:
+    def __init__(self, node: Node, join_tokens: Renewable | None, audit: AuditLog | None = None) -> None:
         self._node = node
-        self._join_token = join_token
+        self._join_tokens = join_tokens
         self._audit = audit
         self._attempts = Attempts()
         self._app_logs = AppLogs()
@@ -83,9 +83,8 @@ class ClientAppIO:
         address = address_of(context.peer())
         if self._attempts.too_many(address):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "Too many failed attempts; try again in a minute.")
-        if self._join_token is not None and not hmac.compare_digest(
-            _header(context, "trellis-join-token").encode(), self._join_token.encode()
-        ):
+        shown = _header(context, "trellis-join-token")
+        if self._join_tokens is not None and not self._join_tokens.takes(shown):
             self._attempts.add(address)
             _log.warning("An executor without the join token was refused", extra={"peer": context.peer()})
             self._note(Outcome.DENIED, address, reason="The join token is missing or wrong.")

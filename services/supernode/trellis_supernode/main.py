@@ -20,6 +20,7 @@ from trellis_kit.lifecycle import Fatal, Stop, run_service
 from trellis_kit.ops import OpsServer
 from trellis_kit.probe import Target
 from trellis_kit.processes import make_non_dumpable
+from trellis_kit.renewable import Renewable
 from trellis_kit.settings import load, reachable, split_address
 from trellis_kit.tls import ClientTls, ServerTls, interior_tls, proxy_for
 from trellis_wire.config import parse_config_args
@@ -205,7 +206,8 @@ async def serve(settings: SupernodeSettings, stop: Stop) -> None:
             return "The SuperNode stops." if stop.requested else session.problem
 
         ops = OpsServer(settings.ops_address, ready, metrics.registry)
-        server.server.add_generic_rpc_handlers((ClientAppIO(node, join_token, audit).handler(), StockExecutors()))
+        join_tokens = None if join_token is None else Renewable(join_token, settings.secret_file("join_token"))
+        server.server.add_generic_rpc_handlers((ClientAppIO(node, join_tokens, audit).handler(), StockExecutors()))
         servers = [server]
         if settings.health_server_address is not None:
             servers.append(GrpcServer("health", settings.health_server_address, None))

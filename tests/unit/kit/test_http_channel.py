@@ -70,7 +70,12 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return
     authority = Authority(tmp_path / "pki", "ca")
     pair = authority.server()
-    changes = {"insecure": False, "ssl_certfile": pair.certfile, "ssl_keyfile": pair.keyfile, "appio_insecure": True}
+    changes: dict[str, Any] = {
+        "insecure": False,
+        "ssl_certfile": pair.certfile,
+        "ssl_keyfile": pair.keyfile,
+        "appio_insecure": True,
+    }
     async with network(tmp_path, **changes, join_token="x" * 32) as net:
         yield World(net, trust(authority))
 

@@ -84,6 +84,8 @@ def test_secret_comes_from_a_file_only(tmp_path: Path, capsys: pytest.CaptureFix
         assert "s3cret" not in repr(settings)
     assert parse(TRELLIS_JOIN_TOKEN="s3cret").join_token is None
     assert "--join-token-file: '/nowhere'" in refused(capsys, "--join-token-file", "/nowhere")
+    (tmp_path / "empty").write_text("\n")
+    assert "it is empty" in refused(capsys, "--join-token-file", str(tmp_path / "empty"))
     with pytest.raises(SystemExit):
         parse("--join-token", "s3cret")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from grpc import StatusCode
+from trellis_kit.renewable import Renewable
 
 from trellis_superlink.edges.errors import EdgeError
 from trellis_superlink.edges.rpc import Call
@@ -28,14 +28,14 @@ class CredentialProvider(ABC):
 class JoinToken(CredentialProvider):
     """A secret that all executors of a deployment share, compared in constant time."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
+    def __init__(self, tokens: Renewable) -> None:
+        self._tokens = tokens
 
     def identify(self, call: Call) -> str | None:
         given = call.header(JOIN_TOKEN)
         if not given:
             return None
-        if not hmac.compare_digest(given.encode(), self._token):
+        if not self._tokens.takes(given):
             raise EdgeError(StatusCode.UNAUTHENTICATED, "The join token is wrong.")
         return "join-token"
 

@@ -401,8 +401,12 @@ def settings(folder: Path, **changes: Any) -> SuperLinkSettings:
 
 
 @asynccontextmanager
-async def network(folder: Path, **changes: Any) -> AsyncIterator[Network]:
+async def network(
+    folder: Path, *, secret_files: Mapping[str, Path] | None = None, **changes: Any
+) -> AsyncIterator[Network]:
+    """`secret_files`: where the secrets among `changes` come from."""
     chosen = settings(folder, **changes)
+    chosen._secret_files.update(secret_files or {})
     core = await Core.open(core_config(chosen))
     link = SuperLink(chosen, core, await core.key(KEY))
     await link.start()

@@ -86,6 +86,27 @@ async def test_the_join_token(tmp_path: Path, token: str) -> None:
         await right.attend()
 
 
+async def test_the_join_token_is_renewed_in_turn(tmp_path: Path) -> None:
+    """First the SuperLink takes both, then executors change, then it takes the new one only."""
+    file = tmp_path / "join-token"
+    file.write_text("old")
+
+    async def let_in(net: Network, token: str) -> bool:
+        executor = Executor(net.appio, token, join_token=token)
+        try:
+            await executor.attend()
+        except StreamEnded:
+            return False
+        return True
+
+    async with network(tmp_path, join_token="old", secret_files={"join_token": file}) as net:
+        told = []
+        for content in ("old", "new\nold", "new"):
+            file.write_text(content)
+            told.append([await let_in(net, token) for token in ("old", "new")])
+    assert told == [[True, False], [True, True], [False, True]]
+
+
 async def test_calls_without_a_run_token_or_with_a_wrong_one(net: Network) -> None:
     for metadata in ([], [("trellis-token", "guess")]):
         call = net.appio.GetNodes(appio_pb2.GetNodesRequest(), metadata=metadata)
