@@ -9,6 +9,7 @@ from grpc import StatusCode
 from trellis_kit.attempts import ATTEMPTS, Attempts, address_of
 from trellis_kit.audit import AuditLog, Entry, Outcome
 
+from trellis_superlink.core.errors import RunOver
 from trellis_superlink.core.permissions import OF_ACCOUNTS, Permission
 from trellis_superlink.core.principals import NO_ACCOUNT, Principal
 from trellis_superlink.edges.errors import EdgeError
@@ -127,17 +128,20 @@ class Guard:
         elif call.method in NOTED:
             self._audit.note(self._entry(service, call, Outcome.COMPLETED))
 
-    async def refused(self, service: Service, call: Call, problem: EdgeError, reason: str) -> None:
-        """The end of a call that went wrong. `reason` is for the audit log, which may say more than the answer."""
+    async def refused(self, service: Service, call: Call, problem: EdgeError, error: Exception) -> None:
+        """The end of a call that went wrong. What the error says is for the audit log, which may say more than the
+        answer. That a run is over denies nobody anything."""
         address = address_of(call.peer)
         permission = permission_of(service.name, call.method)
         denied = problem.status in _DENIED or isinstance(problem, Replayed | TooMany)
+        denied = denied and not isinstance(error, RunOver)
         wrong = problem.status is StatusCode.UNAUTHENTICATED or (denied and permission is Permission.LOGIN)
         attempts = self._attempts_of(permission)
         if attempts is not None and wrong and not isinstance(problem, TooMany):
             attempts.add(address)
         if self._audit is None or not (denied or call.method in NOTED):
             return
+        reason = str(error)
         if call.who is None:  # anybody can be refused without end, and a full disk would stop the operator
             count = self._lines.add(address)
             if count > ATTEMPTS:

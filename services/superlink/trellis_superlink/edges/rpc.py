@@ -288,7 +288,7 @@ class Gate(Protocol):
     async def admit(self, service: Service, call: Call) -> None:
         """Returns for a caller who may go on."""
 
-    async def refused(self, service: Service, call: Call, problem: EdgeError, reason: str) -> None:
+    async def refused(self, service: Service, call: Call, problem: EdgeError, error: Exception) -> None:
         """Told of each call that went wrong, before it is answered."""
 
 
@@ -334,7 +334,7 @@ class Dispatcher:
                         extra={"surface": service.label, "status": problem.status.name},
                     )
                 status = problem.status
-                await self._gate.refused(service, call, problem, str(error))
+                await self._gate.refused(service, call, problem, error)
                 await exchange.refuse(service, call, problem)
             finally:
                 seconds = time.monotonic() - started

@@ -30,6 +30,7 @@ from trellis_superlink.metrics import Metrics
 from trellis_wire.identity import NodeCredential, sign_headers_grpc, verify_grpc
 from trellis_wire.messages import ErrorCode, MessageError, Metadata, error_reply_from_node
 from trellis_wire.objects import Tree
+from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import control_pb2, fleet_pb2, message_pb2, run_pb2
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -234,6 +235,24 @@ async def test_nodes_and_executors_have_their_lines(adapter: bool, tmp_path: Pat
     assert (site["event"]["run_id"], site["actor"]["actor_id"]) == (hosted.run_id, str(node.node_id))
     assert site["reason"] == "not here"
     assert all(line["permission"] for line in lines())
+
+
+async def test_that_a_run_is_over_is_no_denial(tmp_path: Path) -> None:
+    async with audited(tmp_path) as (net, lines):
+        node = await net.node()
+        hosted = await net.running()
+        letter = hosted.instruction(node.node_id, records())
+        await hosted.push(letter)
+        await node.pull()
+        await net.control.StopRun(control_pb2.StopRunRequest(run_id=hosted.run_id))
+        fab = run_pb2.GetFabRequest(node=node.node, hash_str=hosted.work.run.fab_hash, run_id=hosted.run_id)
+        for call in (node.pull_object(hosted.run_id, letter.id), hosted.push(letter)):
+            assert (await refusal(call))[0] is StatusCode.PERMISSION_DENIED
+        assert (await refusal(hosted.call("GetFab", appio_pb2.GetFabRequest(fab_hash=fab.hash_str))))[0] is (
+            StatusCode.PERMISSION_DENIED
+        )
+    assert ("ServerAppIO.GetFab", "failed") in done(lines())
+    assert "denied" not in {status for _, status in done(lines())}
 
 
 async def test_the_lines_of_strangers_are_short_and_few(tmp_path: Path) -> None:
