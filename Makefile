@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guest demo test test-interop test-containers check format proto requirements chart bench engine images push secrets clean
+.PHONY: help setup guest demo test test-interop test-containers test-kubernetes cluster check format proto requirements chart bench engine images push secrets clean
 
 # Any Python from 3.11 on: PYTHON=python3.12 make demo
 PYTHON ?= python3
@@ -13,7 +13,7 @@ GUEST := .trellis/guest
 CONTAINERS := .trellis/containers
 TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop
 # Those in containers need a Docker engine, which is looked for before any test runs.
-ENGINE := $(if $(findstring tests/containers,$(TESTS))$(filter tests,$(TESTS)),engine)
+ENGINE := $(if $(findstring tests/containers,$(TESTS))$(filter tests tests/kubernetes tests/kubernetes/ tests/kubernetes/test_%,$(TESTS)),engine)
 export RELEASES TESTS
 
 help: ## show this list
@@ -41,6 +41,14 @@ test: $(ENGINE) setup guest ## run the tests that need no Docker engine (brings 
 
 test-containers: engine setup guest ## run the tests of the images, Compose and federations in containers
 	@exec $(BIN)/pytest tests/containers
+
+test-kubernetes: engine setup guest ## install the chart on a Kubernetes of its own, as root on Linux (TRELLIS_BIN: its programs, else they are built)
+	@TESTS=tests/kubernetes bash scripts/install-test-tools
+	@exec $(BIN)/pytest tests/kubernetes
+
+cluster: setup ## keep the tests' Kubernetes up until Ctrl-C, to look around
+	@TESTS=tests/kubernetes bash scripts/install-test-tools
+	@PYTHONPATH=tests:tests/kubernetes exec $(BIN)/python -m cluster
 
 test-interop: setup guest ## stock releases only: make test-interop RELEASES=all (or 1.24.0,1.41.0); all writes docs/compatibility.md
 	@exec $(BIN)/pytest tests/interop

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 
+import built_images
 import pytest
 import pytest_asyncio
-from compose_world import COMPOSE, ROOT, Project, command, left_by_session, ports, running, unnamed_volumes
+from compose_world import COMPOSE, Project, left_by_session, ports, running, unnamed_volumes
 from trellis_testing import FederationContainer
 
 
@@ -27,7 +28,7 @@ async def sites(images: None) -> AsyncIterator[FederationContainer]:
 @pytest.fixture(scope="session")
 def images() -> str:
     """The images as `make images` builds them from the tree as it is; what it says of their sizes."""
-    return command("bash", str(ROOT / "scripts" / "build-images"), timeout=1800)
+    return built_images.build()
 
 
 @pytest.fixture(scope="session", autouse=True)

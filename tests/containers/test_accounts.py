@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import built_images
 import pytest
 from browser import Browser
 from compose_world import COMPOSE, ROOT, CommandFailed, Project, command, docker, inspect, ports, running
@@ -18,7 +19,6 @@ from trellis_kit.federation import find_program, free_ports
 from trellis_testing.environment import clean_environment
 
 LAYERS = [COMPOSE / f"compose{layer}.yaml" for layer in ("", ".tls", ".oidc")]
-STAND_IN = "trellis-test/keycloak:26.7.3"
 DIGITS = ROOT / "examples" / "digits"
 PASSWORDS = ("keycloak-root-password", "admin-password", "researcher-password", "viewer-password", "pipeline-secret")
 
@@ -56,8 +56,7 @@ def accounts(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         Project(LAYERS, env).compose("pull", "--quiet", "keycloak")
     except CommandFailed:  # where no registry answers
         if "KEYCLOAK_IMAGE" not in os.environ:
-            command("bash", str(ROOT / "tests" / "images" / "keycloak" / "build"), STAND_IN, timeout=900)
-            env["KEYCLOAK_IMAGE"] = STAND_IN
+            env["KEYCLOAK_IMAGE"] = built_images.keycloak_stand_in()
     with running(OnlySome(LAYERS, env)) as project:
         yield Accounts(project, certs, secrets, f"localhost:{published['CONTROL_PORT']}", url)
 

@@ -16,8 +16,10 @@ GUARDED: Mapping[str, Any] = {
 }
 
 
-def container(command: Sequence[str], image: str = BUSYBOX, **more: Any) -> dict[str, Any]:
-    return {"name": "main", "image": image, "command": list(command), "securityContext": GUARDED, **more}
+def container(command: Sequence[str] | None, image: str = BUSYBOX, **more: Any) -> dict[str, Any]:
+    """With None, it does what its image says."""
+    words = {} if command is None else {"command": list(command)}
+    return {"name": "main", "image": image, "securityContext": GUARDED, **words, **more}
 
 
 def pod(
@@ -32,9 +34,11 @@ def pod(
     }
 
 
-def job(name: str, *containers: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+def job(
+    name: str, *containers: Mapping[str, Any], labels: Mapping[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
     """Tried once."""
-    made = pod(name, *containers, labels=labels, restartPolicy="Never")
+    made = pod(name, *containers, labels=labels, restartPolicy="Never", **more)
     template = {"metadata": made["metadata"], "spec": made["spec"]}
     return {
         "apiVersion": "batch/v1",

@@ -89,7 +89,7 @@ class Api:
 
     @contextmanager
     def namespace(self, **labels: str) -> Iterator[str]:
-        """A new namespace, under Pod Security `restricted` unless told otherwise; removed afterwards."""
+        """A new namespace, under Pod Security `restricted` unless told otherwise; on its way out afterwards."""
         name = f"test-{uuid.uuid4().hex[:6]}"
         labels = {"pod-security.kubernetes.io/enforce": "restricted"} | labels
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -97,7 +97,7 @@ class Api:
             until(lambda: self.items("serviceaccount", name), f"{name} has its service account")
             yield name
         finally:
-            self.kubectl("delete", "namespace", name, "--wait", "--timeout=180s", timeout=200)
+            self.kubectl("delete", "namespace", name, "--wait=false")
 
     def story(self, namespace: str) -> str:
         """For whoever reads of a failure: pods, events and the end of each log."""

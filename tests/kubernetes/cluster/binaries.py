@@ -16,14 +16,14 @@ from tempfile import mkdtemp
 from trellis_testing.venvs import cache_folder
 
 SOURCES = Path(__file__).parent / "src"
-NEEDED = ("hyperkube", "coredns")
+PACKAGES = {"hyperkube": ".", "coredns": ".", "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"}
+"""What is built, each from the module of that name in `src`."""
 VERSION = "1.33.13"
 """Of Kubernetes; the modules' own requirements say the same."""
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 _FLAGS = {
     "hyperkube": f"-s -w -X {_VERSION_PACKAGE}.gitVersion=v{VERSION} -X {_VERSION_PACKAGE}.gitMajor=1 "
     f"-X {_VERSION_PACKAGE}.gitMinor=33 -X {_VERSION_PACKAGE}.gitTreeState=clean",
-    "coredns": "-s -w",
 }
 
 
@@ -34,7 +34,7 @@ class MissingBinaries(Exception):
 def binaries() -> Path:
     """The folder that holds them. MissingBinaries where nobody has brought them yet."""
     folder = _given() or _built()
-    if missing := [name for name in NEEDED if not os.access(folder / name, os.X_OK)]:
+    if missing := [name for name in PACKAGES if not os.access(folder / name, os.X_OK)]:
         raise MissingBinaries(f"{folder} has no {' and no '.join(missing)}; make test-kubernetes builds them.")
     return folder
 
@@ -81,12 +81,13 @@ def _build(folder: Path) -> None:
     if go is None:
         raise MissingBinaries(
             "Building Kubernetes needs Go 1.25 or later, which is not on PATH: install it, or set TRELLIS_BIN to a "
-            f"folder or archive that has {' and '.join(NEEDED)}."
+            f"folder or archive that has {' and '.join(PACKAGES)}."
         )
-    for name in NEEDED:
+    for name, package in PACKAGES.items():
         print(f"Building {name} (once; some minutes) ...", flush=True)
         began = time.monotonic()
-        argv = [go, "build", "-p", "2", "-trimpath", f"-ldflags={_FLAGS[name]}", "-o", str(folder / name), "."]
+        flags = f"-ldflags={_FLAGS.get(name, '-s -w')}"
+        argv = [go, "build", "-p", "2", "-trimpath", flags, "-o", str(folder / name), package]
         done = subprocess.run(argv, cwd=SOURCES / name, env={**os.environ, "CGO_ENABLED": "0"})
         if done.returncode != 0:
             raise MissingBinaries(f"{name} could not be built; what Go says of it is above.")
