@@ -18,6 +18,7 @@ def test_tls_and_where_browsers_reach_it() -> None:
     keycloak = rendered("oidc", {"keycloak": {"url": "https://login.example.org/"}}).one("StatefulSet", "keycloak")
     said = env(container(keycloak))
     assert said["KC_HOSTNAME"] == "https://login.example.org"
+    assert said["KC_HOSTNAME_BACKCHANNEL_DYNAMIC"] == "true"
     assert said["KC_HTTPS_CERTIFICATE_FILE"] == "/certs/tls.crt"
     assert container(keycloak)["image"] == "quay.io/keycloak/keycloak:26.7.3"
 
