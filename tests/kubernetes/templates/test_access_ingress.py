@@ -56,6 +56,16 @@ def test_keycloaks_host_is_where_tokens_are_from() -> None:
     assert issuer == "https://keycloak.example.org/realms/trellis"
 
 
+def test_links_to_what_runs_leave_behind_name_the_host() -> None:
+    values = {"access": {"ingress": {"enabled": True, **HOSTS}}}
+    said = env(container(rendered("oidc", values).one("StatefulSet", "superlink")))
+    assert said["TRELLIS_PUBLIC_URL"] == "https://http.example.org"
+    settings = {"settings": {"public-url": "https://fl.example.org:8443"}}
+    said = env(container(rendered("oidc", {**values, "superlink": settings}).one("StatefulSet", "superlink")))
+    assert said["TRELLIS_PUBLIC_URL"] == "https://fl.example.org:8443"
+    assert "TRELLIS_PUBLIC_URL" not in env(container(rendered("oidc").one("StatefulSet", "superlink")))
+
+
 def test_contradictions() -> None:
     def said(scenario: str, **ingress: object) -> str:
         return refused({"access": {"ingress": {"enabled": True, **ingress}}}, scenario)

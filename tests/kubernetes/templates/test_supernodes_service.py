@@ -14,7 +14,10 @@ def test_reached_by_its_site_also_while_the_superlink_is_away() -> None:
     assert chosen == ["trellis-supernode-one"]
 
 
-def test_in_the_same_pod_nothing_is_to_be_reached() -> None:
-    service = rendered("tls").one("Service", "supernode-paris")["spec"]
-    assert service["clusterIP"] == "None"
-    assert "ports" not in service
+def test_a_site_can_change_between_one_pod_and_two() -> None:
+    """What Kubernetes lets nobody change is the same: a Service's kind of address, a StatefulSet's selector."""
+    apart, together = (rendered(None, {"supernodes": [{"name": "x", "samePod": same}]}) for same in (False, True))
+    assert apart.one("Service", "supernode-x")["spec"] == together.one("Service", "supernode-x")["spec"]
+    for field in ("selector", "serviceName", "volumeClaimTemplates"):
+        before, after = (chart.one("StatefulSet", "supernode-x")["spec"][field] for chart in (apart, together))
+        assert before == after

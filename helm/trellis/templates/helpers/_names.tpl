@@ -24,6 +24,15 @@
 {{- if $found }}{{ trimPrefix ":" $found }}{{ else }}{{ index . 1 }}{{ end -}}
 {{- end -}}
 
+{{/* Where the HTTP edge is reached from outside; empty where only the operator knows. Called with the root. */}}
+{{- define "trellis.http.url" -}}
+{{- if and .Values.access.ingress.enabled .Values.access.ingress.http.host -}}
+https://{{ .Values.access.ingress.http.host }}
+{{- else if and .Values.access.gateway.enabled .Values.access.gateway.http.hostnames -}}
+https://{{ first .Values.access.gateway.http.hostnames }}
+{{- end -}}
+{{- end -}}
+
 {{/* Keycloak as browsers and tokens name it. Called with the root. */}}
 {{- define "trellis.keycloak.url" -}}
 {{- $host := .Values.access.ingress.keycloak.host -}}
