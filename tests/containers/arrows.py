@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
@@ -69,11 +71,18 @@ def arrows(boxes: Sequence[Box]) -> set[Arrow]:
 
 
 def reached_through_the_host(box: Box, ports: Iterable[int]) -> list[str]:
-    """Published ports that a container reaches by the host's own address in one of its networks."""
+    """Ports of the host that a container reaches by the host's own address in one of its networks."""
     own = [ip_interface(f"{one['IPAddress']}/{one['IPPrefixLen']}") for one in box.networks.values()]
     addresses = [interface.network[1] for interface in own]  # where Docker puts the host
     targets = [f"{address}:{port}" for address in addresses for port in ports]
     return [target for target, good in zip(targets, box.open(targets), strict=True) if good]
+
+
+@contextmanager
+def listener_of_the_host() -> Iterator[int]:
+    """The port of something that this machine serves on all of its addresses."""
+    with socket.create_server(("0.0.0.0", 0)) as server:  # the system takes connections; nobody needs to answer
+        yield server.getsockname()[1]
 
 
 def published(box: Box) -> dict[int, list[int]]:

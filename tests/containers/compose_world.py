@@ -20,6 +20,7 @@ from trellis_kit.federation import free_ports
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
 LABEL = "com.docker.compose.project"
+PROXY = "http://127.0.0.1:9"
 _PREFIX = "trellis-test-"
 
 
@@ -157,6 +158,26 @@ def ports() -> dict[str, str]:
     return dict(zip(names, map(str, free_ports(len(names), "0.0.0.0")), strict=True))
 
 
+def behind_a_proxy(folder: Path) -> dict[str, str]:
+    """The environment of somebody whose Docker tells every container of a proxy. Nothing answers there."""
+    own, config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker"), folder / "docker-config"
+    config.mkdir()
+    settings = own / "config.json"
+    for path in own.iterdir() if own.is_dir() else ():
+        if path != settings:
+            (config / path.name).symlink_to(path)  # Compose, for example
+    told = json.loads(settings.read_text()) if settings.exists() else {}
+    told["proxies"] = {"default": {"httpProxy": PROXY, "httpsProxy": PROXY}}
+    (config / "config.json").write_text(json.dumps(told))
+    return {"DOCKER_CONFIG": str(config)}
+
+
+def gateway(project: Project, network: str) -> str:
+    """The address that this machine has in a network, or would have."""
+    found: str = inspect(f"{project.name}_{network}")["IPAM"]["Config"][0]["Gateway"]
+    return found
+
+
 @contextmanager
 def running(project: Project) -> Iterator[Project]:
     """The project from up to down; nothing of it is left, nor of those whose tests were killed."""
@@ -167,7 +188,7 @@ def running(project: Project) -> Iterator[Project]:
         project.up()
         yield project
     finally:
-        project.compose("--profile", "*", "down", "--volumes", "--timeout", "10", check=False)
+        project.compose("down", "--volumes", "--timeout", "10", check=False)
     assert project.left() == ""
 
 

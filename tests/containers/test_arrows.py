@@ -10,7 +10,18 @@ from collections.abc import Sequence
 
 import docker
 import pytest
-from arrows import PORTS, PROBE, PYTHON, Arrow, Box, arrows, published, reached_through_the_host, table
+from arrows import (
+    PORTS,
+    PROBE,
+    PYTHON,
+    Arrow,
+    Box,
+    arrows,
+    listener_of_the_host,
+    published,
+    reached_through_the_host,
+    table,
+)
 from compose_world import ROOT, Project
 from trellis_testing import FederationContainer
 
@@ -43,8 +54,12 @@ async def test_federation_container(sites: FederationContainer) -> None:
     assert {name for name, found in ports.items() if found} == {"superlink"}
     assert set(ports["superlink"]) == {8000, 9093}
     assert "online" in (await sites.control.nodes()).values()  # Control, from outside
-    for box in boxes:
-        assert reached_through_the_host(box, [port for found in ports["superlink"].values() for port in found]) == []
+    outer = [port for found in ports["superlink"].values() for port in found]
+    with listener_of_the_host() as port:
+        for box in boxes:
+            reached = reached_through_the_host(box, [*outer, port])
+            # From `control` alone, where the ports are published: that of the test, on all addresses.
+            assert [one.rpartition(":")[2] for one in reached] == ([str(port)] if box.name == "superlink" else [])
 
 
 @pytest.mark.timeout(900)
@@ -57,9 +72,13 @@ def test_compose(plain: Project) -> None:
     assert {name for name, found in ports.items() if found} == {"superlink"}
     assert set(ports["superlink"]) == {8000, 9092, 9093}
     outer = [port for found in ports["superlink"].values() for port in found]
-    for box in boxes:
-        if box.name == "serverapp" or box.name.startswith("clientapp"):
-            assert reached_through_the_host(box, outer) == []
+    with listener_of_the_host() as port:
+        for box in boxes:
+            reached = reached_through_the_host(box, [*outer, port])
+            if box.name == "serverapp" or box.name.startswith("clientapp"):
+                assert reached == []
+            else:
+                assert [one for one in reached if one.endswith(f":{port}")]  # so it can be reached, and was looked for
     assert open_to_a_command_line(plain, boxes) == {("superlink", 8000), ("superlink", 9092), ("superlink", 9093)}
 
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from compose_world import COMPOSE, ROOT, Project, accuracy, command, docker, image, inspect, ports, running, wait_for
+from compose_world import (
+    COMPOSE,
+    PROXY,
+    ROOT,
+    CommandFailed,
+    Project,
+    accuracy,
+    behind_a_proxy,
+    command,
+    docker,
+    gateway,
+    image,
+    inspect,
+    ports,
+    running,
+    wait_for,
+)
 from example_logs import accuracies
 from trellis_kit.federation import free_ports
-from trellis_testing import StockFlwr, stock
+from trellis_testing import StockCli, StockFlwr, stock
 
 DIGITS = ROOT / "examples" / "digits"
 LEDGER = ROOT / "tests" / "crash" / "ledger"
@@ -94,6 +112,36 @@ for name in ("environ", "mem"):
     assert told.split("\n")[:2] == ["Permission denied"] * 2
 
 
+ORPHAN = """
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        while os.getppid() != 1:
+            time.sleep(0.01)
+        print(os.getpid(), flush=True)
+        os._exit(0)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("service", ["superlink", "serverapp", "supernode-1", "clientapp-1"])
+def test_what_nobody_waits_for_is_reaped(plain: Project, service: str) -> None:
+    """Process 1 takes up whose parent has ended, and it does not stay as a zombie."""
+    orphan = int(plain.python(service, ORPHAN))
+    gone = f"import os; print(not os.path.exists('/proc/{orphan}'))"
+    wait_for(lambda: plain.python(service, gone).strip() == "True", "it is gone", 20)
+
+
+def open_at(host: str, port: str) -> bool:
+    """Whether a port takes connections."""
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_only_fleet_and_control_are_published(plain: Project) -> None:
     published = {
         service: sorted(port for port, hosts in inspect(container)["NetworkSettings"]["Ports"].items() if hosts)
@@ -101,6 +149,19 @@ def test_only_fleet_and_control_are_published(plain: Project) -> None:
     }
     assert published.pop("superlink") == ["8000/tcp", "9092/tcp", "9093/tcp"]
     assert not any(published.values())
+    for name in ports():  # without TLS to this machine alone, by none of its other addresses
+        assert open_at("127.0.0.1", plain.env[name])
+        assert not open_at(gateway(plain, "edge"), plain.env[name])
+
+
+@pytest.mark.parametrize("release", ["1.21.0", "1.36.0"])
+async def test_a_stock_command_line_of_this_machine_trains(plain: Project, release: str, tmp_path: Path) -> None:
+    control, http = (f"127.0.0.1:{plain.env[name]}" for name in ("CONTROL_PORT", "HTTP_PORT"))
+    cli = StockCli(StockFlwr(release), tmp_path, control=control, http=http)
+    async with asyncio.timeout(200):
+        run = await cli.run(DIGITS, "--run-config", "num-server-rounds=5 min-sites=3")
+    assert run.code == 0, run.output
+    assert accuracies(run.output)[-1] >= 0.9  # of five rounds
 
 
 def test_it_trains_and_what_the_command_line_writes_belongs_to_who_ran_it(plain: Project, app: Path) -> None:
@@ -138,9 +199,15 @@ def test_what_the_command_line_remembers_is_in_a_volume(plain: Project, app: Pat
     ids=" ".join,
 )
 def test_layers_train(layers: list[str], tmp_path: Path) -> None:
+    """Also on a machine whose Docker has a proxy for containers: none leads from one of ours to another."""
     files = [COMPOSE / name for name in ("compose.yaml", *layers)]
-    with running(Project(files, {**ports(), "CERTS": str(tmp_path / "certs")})) as project:
-        services = set(project.containers())
+    environment = {**ports(), **behind_a_proxy(tmp_path), "CERTS": str(tmp_path / "certs")}
+    with running(Project(files, environment)) as project:
+        containers = project.containers()
+        services = set(containers)
+        assert f"HTTPS_PROXY={PROXY}" in inspect(containers["supernode-1"])["Config"]["Env"]
+        fleet = environment["FLEET_PORT"]
+        assert open_at(gateway(project, "edge"), fleet) == ("compose.tls.yaml" in layers)
         if "compose.subprocess.yaml" in layers:
             assert services == {"superlink", "supernode-1", "supernode-2", "supernode-3"}
         else:
@@ -198,6 +265,16 @@ def shown(address: str) -> str:
     """The certificate that a port shows."""
     host, _, port = address.rpartition(":")
     return ssl.get_server_certificate((host, int(port)), timeout=10)
+
+
+def test_images_that_were_not_built_are_not_looked_for_elsewhere() -> None:
+    """Whoever has the name `trellis` in a public registry is somebody else."""
+    environment = {**ports(), "SUPERLINK_IMAGE": "trellis/of-somebody-else"}
+    with (
+        pytest.raises(CommandFailed, match="No such image: trellis/of-somebody-else"),
+        running(Project([COMPOSE / "compose.yaml"], environment)),
+    ):
+        pass
 
 
 def test_ten_supernodes_by_one_variable() -> None:

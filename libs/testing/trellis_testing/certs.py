@@ -32,17 +32,24 @@ class Certs:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout}")
 
+    def readable_by_all(self) -> None:
+        """For containers, which run as somebody else; nothing here outlives the test."""
+        for path in self.folder.glob("*/*"):
+            path.chmod(0o644)
+            path.parent.chmod(0o755)
+
     @property
     def ca(self) -> Path:
         """Whom SuperNodes and command lines trust."""
         return self.folder / "ca.crt"
 
-    def flags(self, role: str, isolation: Isolation = "process") -> tuple[str, ...]:
+    def flags(self, role: str, isolation: Isolation = "process", folder: Path | None = None) -> tuple[str, ...]:
         """In place of `--insecure`: TLS on every connection, between executors and their service on both sides.
 
-        With subprocess isolation that last connection is the service's own affair.
+        With subprocess isolation that last connection is the service's own affair. `folder` is where the role finds its
+        files if not here.
         """
-        at = self.folder / role
+        at = folder or self.folder / role
         own = (str(at / "tls.crt"), str(at / "tls.key"))
         served = ("--ssl-certfile", own[0], "--ssl-keyfile", own[1])
         trusted = ("--root-certificates", str(at / "ca.crt"))

@@ -26,7 +26,8 @@ from testcontainers.core.network import Network
 from testcontainers.core.wait_strategies import ExecWaitStrategy
 from trellis_kit.federation import free_ports, serves
 
-from trellis_testing import certificates, engine
+from trellis_testing import engine
+from trellis_testing.certs import Certs
 from trellis_testing.control import Control
 from trellis_testing.federation import TRELLIS, Federation, Layout
 
@@ -37,7 +38,9 @@ _READY = ["/opt/trellis/bin/python", "-I", "-m", "trellis_kit.healthcheck"]
 _CONTROL, _HTTP = 9093, 8000
 _KEEPS_STATE = ("superlink", "supernode")
 _CERTS = Path("/certs")
+_MADE_HERE = "trellis/"
 _LOOK = 0.2
+_NOBODY = {"com.docker.network.bridge.inhibit_ipv4": "true"}  # the host has no address: what listens on it is far away
 _FREEZES = 10  # a container whose processes fork just then cannot be frozen by cgroup v1 (runc 1.1)
 
 
@@ -57,7 +60,7 @@ class AddressedNetwork(Network):
     def create(self) -> Self:
         """On a range that Docker finds free, but named by us: only then containers can be given addresses."""
         while True:
-            self._docker_network_kw = {"internal": self._internal}
+            self._docker_network_kw = {"internal": self._internal, "options": _NOBODY if self._internal else {}}
             super().create()
             found = _docker(self)
             found.reload()
@@ -118,6 +121,8 @@ class LinkedContainer(DockerContainer):
         first, *others = self._links
         network = first.network.name
         try:
+            if self.image.startswith(_MADE_HERE):
+                self.get_docker_client().client.images.get(self.image)  # those of that name in a registry are not ours
             container = self.get_docker_client().create(
                 self.image,
                 network=network,
@@ -248,7 +253,9 @@ class FederationContainer(Federation):
             for name in ("control", "fleet", "serverapp", *sites)
         }
         self._folder = TemporaryDirectory(prefix="trellis-testing-")  # for its owner only
-        authority = certificates.make(self._certificates, len(releases)) if layout_.tls else None
+        self.certs = Certs.make(Path(self._folder.name) / "certs", len(releases)) if layout_.tls else None
+        if self.certs is not None:
+            self.certs.readable_by_all()
         control, http = free_ports(2)
         self.http_address = f"127.0.0.1:{http}"
         self.peers: dict[str, ContainerPeer] = {}
@@ -258,14 +265,10 @@ class FederationContainer(Federation):
         for index in range(len(releases)):
             self._add_supernode(index)
             self._add_clientapp(f"clientapp-{index + 1}", index)
-        self.control = Control(f"127.0.0.1:{control}", authority)
+        self.control = Control(f"127.0.0.1:{control}", None if self.certs is None else self.certs.ca)
 
     def __getitem__(self, name: str) -> ContainerPeer:
         return self.peers[name]
-
-    @property
-    def _certificates(self) -> Path:
-        return Path(self._folder.name) / "certs"
 
     # ---- roles ---------------------------------------------------------------------------------------------
 
@@ -348,13 +351,13 @@ class FederationContainer(Federation):
         volumes = {}
         if role in _KEEPS_STATE:
             volumes[self._name(name)] = {"bind": "/app/state", "mode": "rw"}
-        if self.layout.tls:
-            volumes[str(self._certificates / (certificates_of or name))] = {"bind": str(_CERTS), "mode": "ro"}
-            command += certificates.flags(role, _CERTS)
+        if self.certs is not None:
+            volumes[str(self.certs.folder / (certificates_of or name))] = {"bind": str(_CERTS), "mode": "ro,z"}
+            command += self.certs.flags(role, folder=_CERTS)
         else:
             command.append("--insecure")
         container = LinkedContainer(
-            image or os.environ.get(f"{role.upper()}_IMAGE") or f"trellis/{role}:{version('trellis-testing')}",
+            image or os.environ.get(f"{role.upper()}_IMAGE") or f"{_MADE_HERE}{role}:{version('trellis-testing')}",
             list(links.values()),
             command=command,
             name=self._name(name),
