@@ -11,7 +11,10 @@ import socket
 import ssl
 import sys
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
+from urllib.request import urlopen
+from zipfile import ZipFile
 
 import pytest
 from compose_world import (
@@ -32,6 +35,7 @@ from compose_world import (
     wait_for,
 )
 from example_logs import accuracies
+from trellis_kit import certificates
 from trellis_kit.federation import free_ports
 from trellis_testing import StockCli, StockFlwr, stock
 
@@ -171,6 +175,10 @@ def test_it_trains_and_what_the_command_line_writes_belongs_to_who_ran_it(plain:
     plain.cli("flwr", "build", app=app)
     fab = next(app.glob("*.fab"))
     assert (fab.stat().st_uid, fab.stat().st_gid) == (12345, 12346)
+    # The link to what the ServerApp left leads there from this machine.
+    [link] = re.findall(r"^http://\S+$", plain.cli("flwr", "pull", str(stock.started_run(log)), app=app), re.MULTILINE)
+    with urlopen(link, timeout=30) as answer:
+        assert "model.npz" in ZipFile(BytesIO(answer.read())).namelist()
 
 
 def test_it_learns_as_much_as_make_demo(plain: Project) -> None:
@@ -201,13 +209,18 @@ def test_what_the_command_line_remembers_is_in_a_volume(plain: Project, app: Pat
 def test_layers_train(layers: list[str], tmp_path: Path) -> None:
     """Also on a machine whose Docker has a proxy for containers: none leads from one of ours to another."""
     files = [COMPOSE / name for name in ("compose.yaml", *layers)]
-    environment = {**ports(), **behind_a_proxy(tmp_path), "CERTS": str(tmp_path / "certs")}
+    certs = tmp_path / "certs"
+    environment = {**ports(), **behind_a_proxy(tmp_path), "CERTS": str(certs), "SERVER_NAME": "fl.example.test"}
     with running(Project(files, environment)) as project:
         containers = project.containers()
         services = set(containers)
         assert f"HTTPS_PROXY={PROXY}" in inspect(containers["supernode-1"])["Config"]["Env"]
         fleet = environment["FLEET_PORT"]
         assert open_at(gateway(project, "edge"), fleet) == ("compose.tls.yaml" in layers)
+        if "compose.tls.yaml" in layers:
+            assert {"superlink", "localhost", "fl.example.test"} <= {
+                *certificates.read(certs / "superlink/tls.crt").names
+            }
         if "compose.subprocess.yaml" in layers:
             assert services == {"superlink", "supernode-1", "supernode-2", "supernode-3"}
         else:

@@ -64,6 +64,15 @@ def test_it(federation):
     assert left_by(session) == []
 
 
+def test_images_of_ours_that_were_not_built_are_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "test_fails.py").write_text(
+        "def test_it(federation):\n    federation(1, superlink_image='trellis/of-somebody-else')\n"
+    )
+    done = python("-m", "pytest", "--federation=container", "test_fails.py", cwd=tmp_path)
+    assert "There is no image trellis/of-somebody-else here" in done.stdout
+    assert "pull access denied" not in done.stdout
+
+
 KILLED = """
 import asyncio, os, signal
 from testcontainers.core.labels import SESSION_ID
