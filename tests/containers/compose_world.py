@@ -161,6 +161,8 @@ def ports() -> dict[str, str]:
 def behind_a_proxy(folder: Path) -> dict[str, str]:
     """The environment of somebody whose Docker tells every container of a proxy. Nothing answers there."""
     own, config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker"), folder / "docker-config"
+    if config.exists():
+        return {"DOCKER_CONFIG": str(config)}
     config.mkdir()
     settings = own / "config.json"
     for path in own.iterdir() if own.is_dir() else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import docker
 import pytest
-from compose_world import ROOT, image
+from compose_world import ROOT, behind_a_proxy, image
 from testcontainers.core.labels import LABEL_SESSION_ID
 
 pytestmark = [pytest.mark.usefixtures("images"), pytest.mark.timeout(900)]
@@ -18,8 +19,11 @@ DIGITS = ROOT / "examples" / "digits"
 
 
 def python(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A Python process of its own, so a test session of its own."""
-    return subprocess.run([sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    """A Python process of its own, so a test session of its own; Docker has a proxy for containers there."""
+    environment = {**os.environ, **behind_a_proxy(cwd)}
+    return subprocess.run(
+        [sys.executable, *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def left_by(session: str) -> list[str]:

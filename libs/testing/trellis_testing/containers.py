@@ -369,6 +369,7 @@ class FederationContainer(Federation):
             tmpfs={"/tmp": "exec", "/var/tmp": "exec"},
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
+            use_config_proxy=False,  # none leads from one of these networks to another
             healthcheck={"test": ["NONE"]},  # asked for once, by wait_ready(): every few seconds is work for nothing
             **options,
         )
