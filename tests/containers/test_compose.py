@@ -300,13 +300,19 @@ def test_ten_supernodes_by_one_variable() -> None:
         assert listed.count('"online"') == 10, listed
 
 
+class Awaited(Project):
+    """It is not well before something else is done."""
+
+    def up(self) -> None:
+        self.compose("up", "--detach")
+
+
 def test_machines_apart(tmp_path: Path) -> None:
-    """A server and two sites that know each other by name, port and ca.crt only."""
+    """A server and two sites that know each other by name, port and ca.crt only; the server's operator lets them in."""
     published = ports()
     certs = tmp_path / "server-certs"
-    server = Project(
-        [COMPOSE / "compose.server.yaml"], {**published, "CERTS": str(certs), "SERVER_NAME": "fl.example.test"}
-    )
+    told = {"CERTS": str(certs), "SERVER_NAME": "fl.example.test", "UNKNOWN_SUPERNODES": "hold"}
+    server = Project([COMPOSE / "compose.server.yaml"], {**published, **told})
     named = tmp_path / "names.yaml"
     # This machine, as containers see it.
     named.write_text('services: { supernode: { extra_hosts: ["fl.example.test:host-gateway"] } }\n')
@@ -319,8 +325,19 @@ def test_machines_apart(tmp_path: Path) -> None:
                 "NODE_CONFIG": f"partition-id={number} num-partitions=2",
                 "CERTS": str(tmp_path / f"site-{number}-certs"),
             }
-            sites.append(Project([COMPOSE / "compose.site.yaml", named], environment))
+            sites.append(Awaited([COMPOSE / "compose.site.yaml", named], environment))
         with running(sites[0]), running(sites[1]):
+            held: set[str] = set()
+
+            def both_wait() -> bool:
+                said = server.cli("flwr", "supernode", "list", "--format", "json", app=DIGITS)
+                nodes = json.loads(said[said.index("\n{") :])["nodes"]
+                held.update(node["node-id"] for node in nodes if node["held"])
+                return len(held) == len(sites)
+
+            wait_for(both_wait, "both sites wait for approval")
+            for node in held:
+                server.cli("flwr", "supernode", "approve", node, app=DIGITS)
             assert accuracy(server.cli("flwr", "run", "--stream", app=DIGITS)) >= 0.93
 
 
