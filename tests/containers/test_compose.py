@@ -331,8 +331,8 @@ def test_machines_apart(tmp_path: Path) -> None:
 
             def both_wait() -> bool:
                 said = server.cli("flwr", "supernode", "list", "--format", "json", app=DIGITS)
-                nodes = json.loads(said[said.index("\n{") :])["nodes"]
-                held.update(node["node-id"] for node in nodes if node["held"])
+                nodes = json.loads(said[said.index("{") :])["nodes"]
+                held.update(node["node-id"] for node in nodes if node.get("held"))
                 return len(held) == len(sites)
 
             wait_for(both_wait, "both sites wait for approval")
