@@ -55,19 +55,33 @@ class Box:
 
 
 def arrows(boxes: Sequence[Box]) -> set[Arrow]:
-    """Every port of every address of each box that another one reaches."""
+    """Every port of every address of each box that another one reaches.
+
+    Beside each address one that nobody has in its network is tried. Where that answers, too, packets to this network
+    leave the machine, and something out there answers for whoever is asked.
+    """
     found = set()
     for box in boxes:
         others = [
-            (other.name, port, f"{network['IPAddress']}:{port}")
+            (other.name, port, f"{network['IPAddress']}:{port}", f"{nobody_at(network)}:{port}")
             for other in boxes
             if other is not box
             for network in other.networks.values()
             for port in PORTS
         ]
-        reached = box.open([target for _, _, target in others])
-        found |= {(box.name, name, port) for (name, port, _), good in zip(others, reached, strict=True) if good}
+        reached = box.open([target for *_, target, _ in others])
+        elsewhere = box.open([nobody for *_, nobody in others])
+        found |= {
+            (box.name, name, port)
+            for (name, port, *_), good, out in zip(others, reached, elsewhere, strict=True)
+            if good and not out
+        }
     return found
+
+
+def nobody_at(network: Mapping[str, Any]) -> str:
+    """The last address of a container's network, which nobody has."""
+    return str(ip_interface(f"{network['IPAddress']}/{network['IPPrefixLen']}").network[-2])
 
 
 def reached_through_the_host(box: Box, ports: Iterable[int]) -> list[str]:

@@ -18,6 +18,7 @@ from arrows import (
     Box,
     arrows,
     listener_of_the_host,
+    nobody_at,
     published,
     reached_through_the_host,
     table,
@@ -84,12 +85,16 @@ def test_compose(plain: Project) -> None:
 
 def open_to_a_command_line(project: Project, boxes: Sequence[Box]) -> set[tuple[str, int]]:
     """What is reached from a container of the command line, started beside the others."""
-    targets = {
-        f"{network['IPAddress']}:{port}": (box.name, port)
+    others = [
+        (box.name, port, f"{network['IPAddress']}:{port}", f"{nobody_at(network)}:{port}")
         for box in boxes
         for network in box.networks.values()
         for port in PORTS
-    }
+    ]
+    targets = [target for *_, target, _ in others] + [nobody for *_, nobody in others]
     said = project.cli(PYTHON, "-c", PROBE, *targets, app=ROOT / "examples" / "digits")
     answers = json.loads(said.splitlines()[-1])
-    return {targets[target] for target, good in zip(targets, answers, strict=True) if good}
+    reached, elsewhere = answers[: len(others)], answers[len(others) :]  # as in arrows()
+    return {
+        (name, port) for (name, port, *_), good, out in zip(others, reached, elsewhere, strict=True) if good and not out
+    }
