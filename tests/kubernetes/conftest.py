@@ -28,8 +28,7 @@ def cluster() -> Iterator[Cluster]:
 def loaded(cluster: Cluster) -> Cluster:
     """The same with the images that the chart names in it, as they are built from the tree."""
     built_images.build(*BASES, *IMAGES)
-    for image in IMAGES:
-        cluster.load_image(f"{built_images.name(image)}:{built_images.version()}")
+    cluster.load_images(*(f"{built_images.name(image)}:{built_images.version()}" for image in IMAGES))
     return cluster
 
 
@@ -37,19 +36,28 @@ def loaded(cluster: Cluster) -> Cluster:
 def keycloak(loaded: Cluster) -> dict[str, str]:
     """Keycloak's image in the cluster: the values that name it."""
     image = os.environ.get("KEYCLOAK_IMAGE") or built_images.keycloak_stand_in()
-    loaded.load_image(image)
+    loaded.load_images(image)
     repository, _, tag = image.rpartition(":")
     return {"keycloak.image.registry": "", "keycloak.image.repository": repository, "keycloak.image.tag": tag}
 
 
+READY = pytest.StashKey[float]()
+"""Seconds from `helm install` until everything is ready."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if READY in config.stash:
+        terminalreporter.write_line(f"helm install of ci/minimal-values.yaml: ready after {config.stash[READY]:.1f} s")
+
+
 @pytest.fixture(scope="session")
-def minimal(loaded: Cluster) -> Iterator[Release]:
+def minimal(loaded: Cluster, pytestconfig: pytest.Config) -> Iterator[Release]:
     """ci/minimal-values.yaml: a SuperLink and two sites, installed once; whoever uses it leaves it as it was."""
     with loaded.namespace() as namespace:
         release = Release(loaded, namespace, "minimal", DIGITS)
         began = time.monotonic()
         release.install()
-        print(f"From helm install to ready: {time.monotonic() - began:.1f} s")
+        pytestconfig.stash[READY] = time.monotonic() - began
         yield release
 
 

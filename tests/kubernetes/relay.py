@@ -15,7 +15,11 @@ Address = tuple[str, int]
 def relayed(published: Address, target: Address) -> Iterator[None]:
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            with socket.create_connection(target, 5) as onward:
+            try:
+                onward = socket.create_connection(target, 5)
+            except OSError:
+                return  # nobody there: the caller's connection ends, too
+            with onward:
                 onward.settimeout(None)
                 back = threading.Thread(target=_pump, args=(onward, self.request), daemon=True)
                 back.start()

@@ -109,12 +109,12 @@ class Api:
             parts.append(f"---- {name}\n{said[-4000:]}")
         return "\n".join(parts)
 
-    def load_image(self, name: str) -> None:
-        """An image of the Docker engine, under the same name."""
-        with subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE) as saved:
+    def load_images(self, *names: str) -> None:
+        """Images of the Docker engine, under the same names; layers that they share go over once."""
+        with subprocess.Popen(["docker", "save", *names], stdout=subprocess.PIPE) as saved:
             done = subprocess.run(self._import, stdin=saved.stdout, capture_output=True, text=True)
         if done.returncode != 0 or saved.returncode != 0:
-            raise CommandFailed(f"The image {name} could not be loaded: {done.stdout}{done.stderr}")
+            raise CommandFailed(f"{', '.join(names)} could not be loaded: {done.stdout}{done.stderr}")
 
     def load_archive(self, archive: bytes) -> None:
         subprocess.run(self._import, input=archive, capture_output=True, check=True)

