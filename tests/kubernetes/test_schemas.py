@@ -7,10 +7,49 @@ from pathlib import Path
 
 import pytest
 import schemas
-from charts import CHART, SCENARIOS
+from charts import CHART, SCENARIOS, Document, Rendered, rendered
 from cluster import Cluster, CommandFailed
 from cluster.api import command
 from releases import helm
+
+PEERS: Document = {"from": [{"podSelector": {}}]}
+HOST = {"host": "one.example.org", "tlsSecret": "one"}
+EVERYTHING: Document = {
+    "access": {
+        "service": {"type": "LoadBalancer"},
+        "ingress": {"enabled": True, **dict.fromkeys(("control", "fleet", "http", "keycloak"), HOST)},
+    },
+    "metrics": {"serviceMonitor": {"enabled": True}},
+    "networkPolicy": dict.fromkeys(("control", "fleet", "keycloak", "metrics"), PEERS),
+    "keycloak": {
+        "enabled": True,
+        "database": {"vendor": "postgres", "url": "jdbc:postgresql://db", "existingSecret": "db"},
+    },
+    "superlink": {"persistence": {"enabled": False}, "supernodeKeys": ["key"], "roles": "[roles]"},
+    "serverapp": {
+        "autoscaling": {"enabled": True},
+        "appEnv": {"DEPTH": 3},
+        "appSecrets": [{"name": "password", "secret": "db", "key": "password"}],
+        "egress": [{"ports": [{"port": 5432}]}],
+    },
+    "clientapp": {
+        "autoscaling": {"enabled": True},
+        "data": {"volume": {"persistentVolumeClaim": {"claimName": "records"}}},
+        "tolerations": [{"operator": "Exists"}],
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+    },
+    "supernodes": [
+        {
+            "name": "a",
+            "keySecret": {"name": "key"},
+            "policy": "apps = []",
+            "trustedEntities": {"me": "ssh-ed25519 AAAA"},
+        },
+        {"name": "b", "samePod": True, "clientapp": {"autoscaling": {"enabled": False}}},
+    ],
+}
+STRANGE = {"ServiceMonitor"}
+"""Kinds that this cluster does not know."""
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +66,15 @@ def conform(cluster: Cluster, folder: Path, documents: str) -> str:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(cluster: Cluster, folder: Path, scenario: str) -> None:
-    rendered = helm("template", "net", str(CHART), "-f", str(CHART / "ci" / f"{scenario}-values.yaml"))
-    assert "Invalid: 0, Errors: 0, Skipped: 0" in conform(cluster, folder, rendered)
+    text = helm("template", "net", str(CHART), "-f", str(CHART / "ci" / f"{scenario}-values.yaml"))
+    assert "Invalid: 0, Errors: 0, Skipped: 0" in conform(cluster, folder, text)
+
+
+def test_everything_switched_on(cluster: Cluster, folder: Path) -> None:
+    chart = rendered(None, EVERYTHING)
+    assert {"HorizontalPodAutoscaler", "Ingress", *STRANGE} <= {one["kind"] for one in chart}
+    known = Rendered(one for one in chart if one["kind"] not in STRANGE)
+    assert "Invalid: 0, Errors: 0, Skipped: 0" in conform(cluster, folder, known.text())
 
 
 @pytest.mark.parametrize(
@@ -36,7 +82,7 @@ def test_scenario(cluster: Cluster, folder: Path, scenario: str) -> None:
     [("replicas: 1", "replica: 1"), ("replicas: 1", "replicas: one"), ("kind: StatefulSet", "kind: StatefulSets")],
 )
 def test_it_looks(cluster: Cluster, folder: Path, right: str, wrong: str) -> None:
-    rendered = helm("template", "net", str(CHART), "-s", "templates/superlink/statefulset.yaml")
-    assert right in rendered
+    text = helm("template", "net", str(CHART), "-s", "templates/superlink/statefulset.yaml")
+    assert right in text
     with pytest.raises(CommandFailed, match=r"Invalid: 1|Errors: 1"):
-        conform(cluster, folder, rendered.replace(right, wrong, 1))
+        conform(cluster, folder, text.replace(right, wrong, 1))
