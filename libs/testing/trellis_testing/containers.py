@@ -407,7 +407,11 @@ class FederationContainer(Federation):
                 self._volumes.append(self._engine.volumes.create(self._name(name), driver_opts=options, labels=labels))
 
     async def _each(self, action: Callable[[ContainerPeer], None]) -> None:
-        await asyncio.gather(*(asyncio.to_thread(action, peer) for peer in list(self.peers.values())))
+        """To its end for each, also where one fails: what is removed then must not be under way to be made."""
+        doing = (asyncio.to_thread(action, peer) for peer in list(self.peers.values()))
+        for done in await asyncio.gather(*doing, return_exceptions=True):
+            if isinstance(done, BaseException):
+                raise done
 
     async def until(self, condition: Callable[[], Awaitable[object]], timeout: float, what: str) -> None:
         end = monotonic() + timeout
