@@ -25,13 +25,14 @@ def test_plain_with_a_token() -> None:
 
 def test_what_apps_may_see() -> None:
     values = {
-        "appEnv": {"MLFLOW": "http://mlflow", "DEPTH": 3},
+        "appEnv": {"MLFLOW": "http://mlflow", "DEPTH": 3, "MANY": 20_000_000},
         "appSecrets": [{"name": "db-password", "secret": "db", "key": "password"}],
     }
     serverapp = rendered("minimal", {"serverapp": values}).one("Deployment", "serverapp")
     said = env(container(serverapp))
     assert (said["MLFLOW"], said["DEPTH"]) == ("http://mlflow", "3")
-    assert said["TRELLIS_APP_ENV"] == "DEPTH,MLFLOW"
+    assert said["MANY"] == "20000000"
+    assert said["TRELLIS_APP_ENV"] == "DEPTH,MANY,MLFLOW"
     assert said["TRELLIS_APP_SECRET"] == "/app-secrets/db-password/db-password"
     assert mounts(container(serverapp))["/app-secrets/db-password"] == "app-secret-db-password"
     assert volume(serverapp, "app-secret-db-password")["secret"]["secretName"] == "db"

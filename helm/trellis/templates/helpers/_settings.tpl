@@ -49,7 +49,7 @@
 {{- define "trellis.apps.env" -}}
 {{- range $name, $value := .appEnv }}
 - name: {{ $name }}
-  value: {{ $value | toString | quote }}
+  value: {{ include "trellis.settings.value" $value | quote }}
 {{- end }}
 {{- with .appEnv }}
 - name: TRELLIS_APP_ENV
