@@ -203,7 +203,9 @@ class Cluster(Api):
         assert answer == b"ok\n", answer
 
     def _clean(self) -> None:
-        """Files and cgroups. The kernel takes a moment to let go of the last process, mount or interface."""
+        """Cable, cgroups and files. The kernel takes a moment to let go of the last process."""
+        if CABLE in {name for _, name in socket.if_nameindex()}:
+            command("ip", "link", "delete", CABLE, check=False)  # a namespace that has ended lets go of it late
         until(lambda: CABLE not in {name for _, name in socket.if_nameindex()}, f"the interface {CABLE} is gone")
         for controller in _controllers():
             for folder, _, _ in os.walk(controller / CGROUP, topdown=False):

@@ -38,7 +38,7 @@ func main() {
 				util.CheckErr(err)
 			}
 		},
-		"kubelet": serve(func() *cobra.Command { return kubelet.NewKubeletCommand() }),
+		"kubelet": serve(kubelet.NewKubeletCommand),
 	}
 	if len(os.Args) > 1 {
 		if run, known := programs[os.Args[1]]; known {
