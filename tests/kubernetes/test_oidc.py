@@ -18,7 +18,8 @@ pytestmark = pytest.mark.timeout(1500)
 @pytest.fixture(scope="module")
 def accounts(loaded: Cluster, keycloak: dict[str, str]) -> Iterator[Release]:
     with loaded.namespace() as namespace:
-        release = Release(loaded, namespace, "oidc", DIGITS | keycloak, "acc", seconds=400)
+        sets = DIGITS | keycloak | {"networkPolicy.keycloak.from[0].podSelector.matchLabels.role": "browser"}
+        release = Release(loaded, namespace, "oidc", sets, "acc", seconds=400)
         release.install()
         yield release
 
@@ -48,17 +49,21 @@ def test_nobody_runs_without_logging_in(accounts: Release) -> None:
 
 
 def test_who_reaches_keycloak(accounts: Release) -> None:
-    """Browsers and the SuperLink reach its public port, nobody the one of its administration's health and metrics."""
+    """The SuperLink and who was named reach its port, with the administration; that of health and metrics nobody."""
     cluster, namespace = accounts.cluster, accounts.namespace
     (keycloak,) = accounts.pods("keycloak")
     address = cluster.get("pod", keycloak, namespace)["status"]["podIP"]
-    cluster.apply(pod("browser", container(["sleep", "3600"], f"{name('cli')}:{version()}")), namespace=namespace)
-    cluster.wait("condition=Ready", "pod/browser", namespace=namespace)
+    strangers = ("browser", "neighbour")  # pods that the chart did not make, one of which was named
+    for one in strangers:
+        idle = container(["sleep", "3600"], f"{name('cli')}:{version()}")
+        cluster.apply(pod(one, idle, labels={"role": one}), namespace=namespace)
+    for one in strangers:
+        cluster.wait("condition=Ready", f"pod/{one}", namespace=namespace)
     reaching = {"superlink": [True, False], "serverapp": [False, False], "supernode": [False, False]}
-    reaching |= {"clientapp": [False, False], "browser": [True, False]}
+    reaching |= {"clientapp": [False, False], "browser": [True, False], "neighbour": [False, False]}
 
     def open_from(role: str) -> list[bool]:
-        one = role if role == "browser" else accounts.pods(role)[0]
+        one = role if role in strangers else accounts.pods(role)[0]
         said = cluster.inside(namespace, one, PYTHON, "-I", "-c", PROBE, f"{address}:8443", f"{address}:9000")
         found: list[bool] = json.loads(said.splitlines()[-1])
         return found
@@ -67,3 +72,4 @@ def test_who_reaches_keycloak(accounts: Release) -> None:
     assert {role: open_from(role) for role in reaching} == reaching
     with cluster.policies_off():
         assert all(open_from("clientapp"))
+        assert all(open_from("neighbour"))

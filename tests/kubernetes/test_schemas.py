@@ -16,7 +16,7 @@ PEERS: Document = {"from": [{"podSelector": {}}]}
 HOST = {"host": "one.example.org", "tlsSecret": "one"}
 EVERYTHING: Document = {
     "access": {
-        "service": {"type": "LoadBalancer"},
+        "service": {"type": "LoadBalancer", "keycloak": {"enabled": True}},
         "ingress": {"enabled": True, **dict.fromkeys(("control", "fleet", "http", "keycloak"), HOST)},
     },
     "metrics": {"serviceMonitor": {"enabled": True}},

@@ -10,7 +10,8 @@ PARENT = [{"name": "public", "namespace": "gateways"}]
 
 def gateway(scenario: str, **more: object) -> Rendered:
     values = {"enabled": True, "parentRefs": PARENT, "backendCaConfigMap": "ca", **HOSTS, **more}
-    return rendered(scenario, {"access": {"gateway": values}}).of("access/gateway")
+    let_in = {"keycloak": {"from": [{"podSelector": {"matchLabels": {"app": "gateway"}}}]}}
+    return rendered(scenario, {"access": {"gateway": values}, "networkPolicy": let_in}).of("access/gateway")
 
 
 def test_passthrough() -> None:
@@ -33,7 +34,7 @@ def test_termination_by_protocol() -> None:
 
 def test_of_keycloak_only_what_is_public_is_routed() -> None:
     [rule] = gateway("oidc").one("HTTPRoute", "keycloak")["spec"]["rules"]
-    assert [one["path"]["value"] for one in rule["matches"]] == ["/realms/", "/resources/"]
+    assert [one["path"]["value"] for one in rule["matches"]] == ["/realms/trellis/", "/resources/"]
 
 
 def test_nothing_encrypted() -> None:

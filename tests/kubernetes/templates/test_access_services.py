@@ -27,12 +27,19 @@ def test_some_only() -> None:
 
 
 def test_keycloaks() -> None:
-    service = {"type": "LoadBalancer", "annotations": {"cloud/internal": "true"}, "keycloak": {"nodePort": 0}}
+    service = {"type": "LoadBalancer", "annotations": {"cloud/internal": "true"}, "keycloak": {"enabled": True}}
     chart = rendered("oidc", {"access": {"service": service}})
     keycloak = chart.one("Service", "keycloak-public")
     assert keycloak["spec"]["type"] == "LoadBalancer"
     assert keycloak["metadata"]["annotations"] == {"cloud/internal": "true"}
     assert ports(keycloak) == {"https": 0}
+
+
+def test_keycloaks_only_where_it_is_asked_for() -> None:
+    """All its paths would be there, the administration's, too."""
+    chart = rendered("oidc", {"access": {"service": {"type": "NodePort"}}})
+    assert "trellis-superlink-public" in chart.names("Service")
+    assert "trellis-keycloak-public" not in chart.names("Service")
 
 
 def test_none_by_default() -> None:

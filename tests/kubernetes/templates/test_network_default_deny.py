@@ -23,7 +23,7 @@ ARROWS = {
     "oidc": SERVER
     | {("supernode-one", "superlink", "fleet"), ("supernode-one", "superlink", "http")}
     | {("clientapp-one", "supernode-one", "clientappio")}
-    | {(who, "keycloak", "https") for who in (OUTSIDE, "superlink", "test")},
+    | {(who, "keycloak", "https") for who in ("superlink", "test")},
     "server-only": SERVER,
     "site-only": {("clientapp-berlin", "supernode-berlin", "clientappio")},
 }

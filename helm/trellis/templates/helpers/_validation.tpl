@@ -118,6 +118,11 @@
   {{- end -}}
 {{- end -}}
 
+{{- $routed := or (and $ingress.enabled $ingress.keycloak.host) (and $gateway.enabled $gateway.keycloak.hostnames) -}}
+{{- if and $routed $values.keycloak.enabled $values.networkPolicy.enabled (not $values.networkPolicy.keycloak.from) (not (include "trellis.keycloak.published" .)) -}}
+{{- $said = append $said "networkPolicy.keycloak.from: Keycloak is closed to all but the SuperLink; name the pods of the Ingress or Gateway, as in [{ namespaceSelector: { matchLabels: { kubernetes.io/metadata.name: ingress-nginx } } }]." -}}
+{{- end -}}
+
 {{- if $said -}}
 {{- fail (printf "\n\n%s\n" (join "\n" $said)) -}}
 {{- end -}}
