@@ -64,7 +64,7 @@ spec:
   egress:
     - ports:
         {{- range $root.Values.networkPolicy.apiServer.ports }}
-        - { port: {{ . }}, protocol: TCP }
+        - { port: {{ int64 . }}, protocol: TCP }
         {{- end }}
       {{- with $root.Values.networkPolicy.apiServer.to }}
       to: {{- toYaml . | nindent 8 }}
@@ -79,8 +79,7 @@ metadata:
   labels: {{- include "trellis.labels" (list $root "certificates") | nindent 4 }}
   annotations: {{- $annotations | nindent 4 }}
 data:
-  ca.crt: |
-    {{- $root.Values.externalSuperlink.caCertificate | nindent 4 }}
+  ca.crt: {{ $root.Values.externalSuperlink.caCertificate | toJson }}
 {{- end }}
 {{- end -}}
 
@@ -94,12 +93,7 @@ spec:
   {{- include "trellis.pod.security" $root | replace "automountServiceAccountToken: false" "automountServiceAccountToken: true" | nindent 2 }}
   serviceAccountName: {{ $name }}
   restartPolicy: Never
-  {{- with $root.Values.image.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
-  {{- end }}
+  {{- include "trellis.image.pullSecrets" $root | indent 2 }}
   containers:
     - name: certificates
       {{- include "trellis.image.fields" (list $root $root.Values.cli.image) | nindent 6 }}
@@ -110,8 +104,8 @@ spec:
         - kubernetes
         - --namespace={{ $root.Release.Namespace }}
         - --authorities={{ include "trellis.certificates.authorities" $root }}
-        - --days={{ $root.Values.tls.job.days }}
-        - --within={{ $root.Values.tls.job.renewWithinDays }}
+        - --days={{ int64 $root.Values.tls.job.days }}
+        - --within={{ int64 $root.Values.tls.job.renewWithinDays }}
         - --label=app.kubernetes.io/name=trellis
         - --label=app.kubernetes.io/instance={{ $root.Release.Name }}
         - --label=app.kubernetes.io/component=certificates
@@ -119,10 +113,10 @@ spec:
         - --network-ca=/network/ca.crt
         {{- end }}
         {{- range $role := include "trellis.tls.roles" $root | fromJsonArray }}
-        - {{ $role }}={{ include "trellis.tls.secret" (list $root $role) }}
+        - {{ printf "%s=%s" $role (include "trellis.tls.secret" (list $root $role)) | quote }}
         {{- if has (first (splitList "-" $role)) (list "superlink" "supernode" "keycloak") }}
         {{- range include "trellis.tls.names" (list $root $role) | fromJsonArray }}
-        - --name={{ $role }}={{ . }}
+        - {{ printf "--name=%s=%s" $role . | quote }}
         {{- end }}
         {{- end }}
         {{- end }}
@@ -139,8 +133,8 @@ spec:
     - name: network
       {{- if $root.Values.externalSuperlink.caSecret.name }}
       secret:
-        secretName: {{ $root.Values.externalSuperlink.caSecret.name }}
-        items: [{ key: {{ $root.Values.externalSuperlink.caSecret.key }}, path: ca.crt }]
+        secretName: {{ $root.Values.externalSuperlink.caSecret.name | quote }}
+        items: [{ key: {{ $root.Values.externalSuperlink.caSecret.key | quote }}, path: ca.crt }]
       {{- else }}
       configMap: { name: {{ $name }} }
       {{- end }}

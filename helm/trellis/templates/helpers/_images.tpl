@@ -6,6 +6,16 @@
 {{- if $registry }}{{ trimSuffix "/" $registry }}/{{ end }}{{ $image.repository }}:{{ $tag }}
 {{- end -}}
 
+{{/* With what images are pulled, as a part of a pod; empty where nothing is needed. Called with the root. */}}
+{{- define "trellis.image.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "trellis.image.fields" -}}
 image: {{ include "trellis.image" . | quote }}
 imagePullPolicy: {{ (index . 0).Values.image.pullPolicy }}

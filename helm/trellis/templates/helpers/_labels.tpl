@@ -1,10 +1,10 @@
 {{/* What selects a role's pods, and never changes. Called with (root, component) or (root, component, site). */}}
 {{- define "trellis.labels.selector" -}}
 app.kubernetes.io/name: trellis
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- if gt (len .) 2 }}
-trellis/site: {{ index . 2 }}
+trellis/site: {{ index . 2 | quote }}
 {{- end }}
 {{- end -}}
 

@@ -5,13 +5,13 @@ enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
   {{- with .Values.security.runAsUser }}
-  runAsUser: {{ . }}
+  runAsUser: {{ int64 . }}
   {{- end }}
   {{- with .Values.security.runAsGroup }}
-  runAsGroup: {{ . }}
+  runAsGroup: {{ int64 . }}
   {{- end }}
   {{- with .Values.security.fsGroup }}
-  fsGroup: {{ . }}
+  fsGroup: {{ int64 . }}
   fsGroupChangePolicy: OnRootMismatch
   {{- end }}
   seccompProfile: { type: RuntimeDefault }
@@ -28,13 +28,8 @@ securityContext:
 {{/* Where and beside whom a role's pods run. Called with (root, config, component) or (root, config, component, site). */}}
 {{- define "trellis.pod.scheduling" -}}
 {{- $root := index . 0 -}}{{- $config := index . 1 -}}
-{{- with $root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
-terminationGracePeriodSeconds: {{ $config.terminationGracePeriodSeconds }}
+{{- include "trellis.image.pullSecrets" $root }}
+terminationGracePeriodSeconds: {{ int64 $config.terminationGracePeriodSeconds }}
 {{- with $config.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -55,7 +50,7 @@ topologySpreadConstraints:
       matchLabels: {{- include "trellis.labels.selector" (concat (list $root) (slice . 2)) | nindent 8 }}
   {{- end }}
 {{- with $config.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -109,9 +104,9 @@ readinessProbe:
   spec:
     accessModes: [ReadWriteOnce]
     {{- with .storageClass }}
-    storageClassName: {{ . }}
+    storageClassName: {{ . | quote }}
     {{- end }}
     resources:
       requests:
-        storage: {{ .size }}
+        storage: {{ .size | quote }}
 {{- end -}}

@@ -1,3 +1,8 @@
+{{/* Text for a container's environment, in quotes: Kubernetes would put something in place of $(NAME) and of $$. */}}
+{{- define "trellis.literal" -}}
+{{- replace "$" "$$" . | quote -}}
+{{- end -}}
+
 {{/* A number as people wrote it: helm reads 86400 as a float. */}}
 {{- define "trellis.settings.value" -}}
 {{- if kindIs "slice" . -}}
@@ -14,7 +19,7 @@
 {{- range $name, $value := . }}
 {{- if not (kindIs "invalid" $value) }}
 - name: TRELLIS_{{ $name | upper | replace "-" "_" }}
-  value: {{ include "trellis.settings.value" $value | quote }}
+  value: {{ include "trellis.literal" (include "trellis.settings.value" $value) }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -42,14 +47,14 @@
   secret:
     secretName: {{ include "trellis.name" (list (index . 0) "join-tokens") }}
     defaultMode: 0440
-    items: [{ key: {{ index . 1 }}, path: token }]
+    items: [{ key: {{ index . 1 | quote }}, path: token }]
 {{- end -}}
 
 {{/* What apps may see of the operator's: variables and files. Called with an executor's config. */}}
 {{- define "trellis.apps.env" -}}
 {{- range $name, $value := .appEnv }}
 - name: {{ $name }}
-  value: {{ include "trellis.settings.value" $value | quote }}
+  value: {{ include "trellis.literal" (include "trellis.settings.value" $value) }}
 {{- end }}
 {{- with .appEnv }}
 - name: TRELLIS_APP_ENV
@@ -65,9 +70,9 @@
 {{- range .appSecrets }}
 - name: app-secret-{{ .name }}
   secret:
-    secretName: {{ .secret }}
+    secretName: {{ .secret | quote }}
     defaultMode: 0440
-    items: [{ key: {{ .key }}, path: {{ .name }} }]
+    items: [{ key: {{ .key | quote }}, path: {{ .name | quote }} }]
 {{- end }}
 {{- with .data }}
 {{- if .volume }}
@@ -83,7 +88,7 @@
 {{- end }}
 {{- with .data }}
 {{- if .volume }}
-- { name: data, mountPath: {{ .mountPath }}, readOnly: {{ .readOnly }} }
+- { name: data, mountPath: {{ .mountPath | quote }}, readOnly: {{ .readOnly }} }
 {{- end }}
 {{- end }}
 {{- end -}}

@@ -46,12 +46,12 @@
 {{- define "trellis.tls.networkCa" -}}
 {{- if or .Values.superlink.enabled (not .Values.externalSuperlink.address) -}}
 - secret:
-    name: {{ include "trellis.tls.secret" (list . "superlink") }}
+    name: {{ include "trellis.tls.secret" (list . "superlink") | quote }}
     items: [{ key: ca.crt, path: ca.crt }]
 {{- else if .Values.externalSuperlink.caSecret.name -}}
 - secret:
-    name: {{ .Values.externalSuperlink.caSecret.name }}
-    items: [{ key: {{ .Values.externalSuperlink.caSecret.key }}, path: ca.crt }]
+    name: {{ .Values.externalSuperlink.caSecret.name | quote }}
+    items: [{ key: {{ .Values.externalSuperlink.caSecret.key | quote }}, path: ca.crt }]
 {{- else -}}
 - configMap:
     name: {{ include "trellis.name" (list . "network-ca") }}
@@ -73,22 +73,22 @@ Called with (root, role, the other side's role).
     sources:
       {{- if eq $root.Values.tls.source "certManager" }}
       - secret:
-          name: {{ include "trellis.tls.secret" (list $root $role) }}
+          name: {{ include "trellis.tls.secret" (list $root $role) | quote }}
           items: [{ key: tls.crt, path: tls.crt }, { key: tls.key, path: tls.key }]
       {{- if eq $kind "clientapp" }}
       - secret:
-          name: {{ include "trellis.tls.secret" (list $root $other) }}
+          name: {{ include "trellis.tls.secret" (list $root $other) | quote }}
           items: [{ key: ca.crt, path: ca.crt }]
       {{- else }}
       {{- include "trellis.tls.networkCa" $root | nindent 6 }}
       {{- end }}
       {{- if has $kind (list "superlink" "supernode") }}
       - secret:
-          name: {{ include "trellis.tls.secret" (list $root $other) }}
+          name: {{ include "trellis.tls.secret" (list $root $other) | quote }}
           items: [{ key: ca.crt, path: executor-ca.crt }]
       {{- end }}
       {{- else }}
       - secret:
-          name: {{ include "trellis.tls.secret" (list $root $role) }}
+          name: {{ include "trellis.tls.secret" (list $root $role) | quote }}
       {{- end }}
 {{- end -}}
