@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
+from trellis_kit.lifecycle import Fatal
 from trellis_kit.probe import Target, speaks_http, why
 from trellis_kit.tls import ClientTls, proxy_for
 from trellis_wire.pb.edge import control_pb2 as pb
@@ -47,7 +48,10 @@ class Control:
         """`session`: as whom to speak, if not as whom the environment or the last login say. UsageError."""
         self.connection = connection
         self._session = session_for(connection) if session is None else session
-        self._channel, self._over_http = _open(connection, self._session)
+        try:
+            self._channel, self._over_http = _open(connection, self._session)
+        except Fatal as fatal:  # certificates that are none
+            raise UsageError(f"{fatal}.") from fatal
         self._stub = ControlStub(self._channel)
 
     def __enter__(self) -> "Control":
@@ -92,9 +96,16 @@ class Control:
     def pull_artifacts(self, run_id: int) -> str:
         """A link to the files that a finished run left behind. CliError where it left none."""
         request = pb.PullArtifactsRequest(run_id=run_id)
-        response = self._call(self._stub.PullArtifacts, request, missing=no_run(run_id))
+        try:
+            response = self._call(self._stub.PullArtifacts, request)
+        except CliError as error:
+            # NOT_FOUND means either: no such run, or one that left nothing.
+            if isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() is grpc.StatusCode.NOT_FOUND:
+                self.get_run(run_id)
+                raise CliError(left_nothing(run_id)) from error
+            raise
         if not response.url:
-            raise CliError(f"Run {run_id} left no files behind; what its ServerApp writes to its folder is kept.")
+            raise CliError(left_nothing(run_id))
         return response.url
 
     def list_nodes(self) -> pb.ListNodesResponse:
@@ -289,7 +300,9 @@ def _unavailable(details: str, said: str, connection: Connection, where: str) ->
         if "answers without TLS" in cause:
             how = "add --insecure" if not advice else f"write insecure = true in {connection.source}"
             advice = f" If it shall, {how}."
-        return Unreachable(f"{cause[0].upper()}{cause[1:]}.{advice}")
+        # The cause begins with "the ..." or with the address, which is spelled as it is.
+        sentence = cause.removeprefix("the ")
+        return Unreachable(f"{cause if sentence == cause else f'The {sentence}'}.{advice}")
     if any(word in lower for word in ("resolving", "hostname lookup", "domain name not found")):
         return Unreachable(f"No machine is known as {where}. Is the name right, and is there a network? ({said})")
     if "failed parsing http/2" in lower:
@@ -327,6 +340,10 @@ def _public_text(details: str) -> str:
 
 def no_node(node_id: int) -> str:
     return f"There is no SuperNode {node_id} at this SuperLink; `trellis supernode ls` lists them."
+
+
+def left_nothing(run_id: int) -> str:
+    return f"Run {run_id} left no files behind; what its ServerApp writes to its folder is kept."
 
 
 def no_run(run_id: int) -> str:

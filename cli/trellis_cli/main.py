@@ -108,7 +108,7 @@ def _overview(group: str | None = None) -> str:
     lines = [f"usage: {program()} {group or ''}{' ' if group else ''}COMMAND ...", ""]
     lines += [f"  {command.name:{width}}  {command.summary}" for command in shown]
     if group is None:
-        absent = sorted({one.name.split()[0] for one in COMMANDS if one.module == "absent"})
+        absent = sorted(one.name for one in COMMANDS if one.module == "absent")
         lines += ["", f"Also known, not offered: {', '.join(absent)} (each says what it would need)."]
     return "\n".join([*lines, "", _FOOTER])
 

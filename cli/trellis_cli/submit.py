@@ -114,7 +114,7 @@ def read(path: Path, fab_format: fab.FabFormat = "1.41") -> bytes:
     if path.is_file():
         return path.read_bytes()
     if not path.exists():
-        raise UsageError(f"There is no {path}.")
+        raise UsageError(f"There is no {path}; name the folder of an app, or a .fab file.")
     if not (path / "pyproject.toml").is_file():
         raise UsageError(f"{path} is no Flower App: it has no pyproject.toml (`trellis new` writes one to begin with).")
     try:

@@ -15,6 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace, out: Output) -> int:
-    accept = f"flwr federation invite accept {args.federation}"
+    from trellis_cli.main import program
+
+    accept = f"{program()} federation invite accept {args.federation}"
     said = f"{args.account} is invited to {args.federation} and can accept: {accept}"
     return ask(args, out, lambda control: control.invite(args.account, args.federation), said)

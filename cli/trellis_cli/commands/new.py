@@ -2,10 +2,11 @@
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
 from trellis_cli.arguments import add_format
-from trellis_cli.errors import EXIT_OK, UsageError
+from trellis_cli.errors import EXIT_OK, CliError, UsageError
 from trellis_cli.output import Output
 
 _PYPROJECT = """\
@@ -86,12 +87,16 @@ def execute(args: argparse.Namespace, out: Output) -> int:
     if folder.exists():
         raise UsageError(f"{folder} exists already; nothing was written.")
     package = folder / module
-    package.mkdir(parents=True)
     values = {"name": name, "module": module, "publisher": args.publisher}
-    (folder / "pyproject.toml").write_text(_PYPROJECT.format(**values))
-    (package / "__init__.py").write_text(f'"""{name}: a Flower App."""\n')
-    (package / "server_app.py").write_text(_SERVER)
-    (package / "client_app.py").write_text(_CLIENT)
+    try:
+        package.mkdir(parents=True)
+        (folder / "pyproject.toml").write_text(_PYPROJECT.format(**values))
+        (package / "__init__.py").write_text(f'"""{name}: a Flower App."""\n')
+        (package / "server_app.py").write_text(_SERVER)
+        (package / "client_app.py").write_text(_CLIENT)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CliError(f"{folder} cannot be written: {error.strerror}.") from error
     out.say(f"Wrote {folder}. Run it with: trellis run {folder}")
     out.json({"success": True, "path": str(folder.absolute())})
     return EXIT_OK

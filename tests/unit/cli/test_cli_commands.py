@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -171,6 +172,11 @@ def test_pull(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
     superlink.control.refuse["PullArtifacts"] = (grpc.StatusCode.NOT_FOUND, "Run ID not found")
     assert main(["pull", "4", *there(superlink)]) == 1
     assert NO_RUN_4 in capsys.readouterr().err
+    superlink.control.runs = [a_run("finished", "completed")]
+    # The same status for a run that there is: ours says so of one that left nothing.
+    superlink.control.refuse["PullArtifacts"] = (grpc.StatusCode.NOT_FOUND, f"Run {RUN_ID} left no files behind.")
+    assert main(["pull", str(RUN_ID), *there(superlink)]) == 1
+    assert f"Run {RUN_ID} left no files behind" in capsys.readouterr().err
 
 
 def test_supernodes(superlink: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,6 +270,18 @@ def test_new_writes_an_app_that_can_be_sent(superlink: Served) -> None:
     assert main(["new", "my-app", "--format", "json"]) == 0
     assert main(["run", "my-app", *there(superlink)]) == 0
     assert main(["new", "my-app"]) == 2
+
+
+def test_new_that_cannot_write_leaves_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["new", "my-app"]) == 1
+    assert capsys.readouterr().err == "Error: my-app cannot be written: No space left on device.\n"
+    assert not Path("my-app").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,10 @@ def test_nobody_there_is_no_matter_of_tls(ours: Authority, capsys: pytest.Captur
     for flags in (("--insecure",), ("--root-certificates", str(ours.certfile))):
         code, error = said(capsys, address, *flags)
         assert (code, "Nobody answers" in error) == (3, True), error
+
+
+def test_roots_that_are_no_certificate(ours: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (wrong := tmp_path / "ca.key").write_text("no certificate")
+    with serving(ours.server()) as address:
+        code, error = said(capsys, address, "--root-certificates", str(wrong))
+        assert (code, f"Error: {wrong} holds no CA certificate" in error) == (2, True), error
