@@ -69,14 +69,14 @@ class Rendered(list[Document]):
         return yaml.safe_dump_all([{key: value for key, value in one.items() if key != "source"} for one in self])
 
 
-def rendered(scenario: str | None = None, values: Document | None = None) -> Rendered:
+def rendered(scenario: str | None = None, values: Document | None = None, release: str = RELEASE) -> Rendered:
     """The release with a scenario's values (those of values.yaml without one), and `values` over them. Refused."""
-    return copy.deepcopy(_rendered(scenario, json.dumps(values or {})))
+    return copy.deepcopy(_rendered(scenario, json.dumps(values or {}), release))
 
 
 @functools.cache
-def _rendered(scenario: str | None, values: str) -> Rendered:
-    return parsed(_helm(CHART, scenario, values))
+def _rendered(scenario: str | None, values: str, release: str) -> Rendered:
+    return parsed(_helm(CHART, scenario, values, release))
 
 
 def notes(scenario: str | None = None, values: Document | None = None) -> str:
@@ -96,10 +96,10 @@ def notes(scenario: str | None = None, values: Document | None = None) -> str:
     return str(document["said"])
 
 
-def refused(values: Document, scenario: str | None = None) -> str:
+def refused(values: Document, scenario: str | None = None, release: str = RELEASE) -> str:
     """What helm says instead of rendering."""
     try:
-        rendered(scenario, values)
+        rendered(scenario, values, release)
     except Refused as said:
         return str(said)
     raise AssertionError(f"helm renders {values}")
@@ -116,9 +116,9 @@ def parsed(text: str) -> Rendered:
     return found
 
 
-def _helm(chart: Path, scenario: str | None, values: str) -> str:
+def _helm(chart: Path, scenario: str | None, values: str, release: str = RELEASE) -> str:
     files = [] if scenario is None else ["-f", str(CHART / "ci" / f"{scenario}-values.yaml")]
-    argv = [helm(), "template", RELEASE, str(chart), "--namespace", NAMESPACE, *files, "-f", "-"]
+    argv = [helm(), "template", release, str(chart), "--namespace", NAMESPACE, *files, "-f", "-"]
     done = subprocess.run(
         argv, input=values, capture_output=True, text=True, timeout=60, env={**os.environ, "KUBECONFIG": "/dev/null"}
     )

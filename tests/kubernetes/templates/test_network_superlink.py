@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from charts import Document, rendered
 from policies import OUTSIDE, Network
 
@@ -32,11 +33,16 @@ def test_sites_from_where_the_operator_says() -> None:
     assert ("supernode-one", "superlink", "fleet") in arrows
 
 
-def test_over_http_whoever_may_come_to_either() -> None:
-    both = {"networkPolicy": {"fleet": {"from": [OFFICE]}, "control": {"from": [OFFICE]}}}
-    arrows = Network(rendered("minimal", both)).arrows()
+@pytest.mark.parametrize("given", [("fleet",), ("control",), ("fleet", "control")])
+def test_over_http_only_who_is_in_a_list_as_soon_as_there_is_one(given: tuple[str, ...]) -> None:
+    """It has both APIs: closed for users on one port, it would be open on the other."""
+    chart = rendered("minimal", {"networkPolicy": {name: {"from": [OFFICE]} for name in given}})
+    arrows = Network(chart).arrows()
     assert (OUTSIDE, "superlink", "http") not in arrows
     assert ("supernode-one", "superlink", "http") in arrows
+    rules = chart.one("NetworkPolicy", "superlink")["spec"]["ingress"]
+    [http] = [one["from"] for one in rules if one["ports"] == [{"port": "http"}]]
+    assert http.count(OFFICE) == 1
 
 
 def test_metrics_for_whom_the_operator_says() -> None:

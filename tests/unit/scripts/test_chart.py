@@ -106,6 +106,10 @@ def test_what_is_in_the_repository_fits() -> None:
             lambda root: replace(root / "helm/trellis/values.schema.yaml", "executor_slots", "executor_slts"),
             "has no executor_slts",
         ),
+        (
+            lambda root: replace(root / "helm/trellis/files/removed.yaml", "\ningress:", "\nclusterDomain:"),
+            "files/removed.yaml: there is a value clusterDomain",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(copy: Path, change: Callable[[Path], None], said: str) -> None:

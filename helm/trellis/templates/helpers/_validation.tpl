@@ -1,8 +1,28 @@
+{{/* What policies select by is the chart's. Called with (place, labels); a list in JSON. */}}
+{{- define "trellis.validation.labels" -}}
+{{- $said := list -}}
+{{- range $name, $value := index . 1 | default dict -}}
+  {{- if has $name (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "app.kubernetes.io/part-of" "helm.sh/chart" "trellis/site") -}}
+  {{- $said = append $said (printf "%s: %s is the chart's own, by which policies and Services know its pods; take another label." (index $ 0) $name) -}}
+  {{- end -}}
+{{- end -}}
+{{- toJson $said -}}
+{{- end -}}
+
 {{/* Values that contradict each other end the rendering, each with a sentence that says what to do. */}}
 {{- define "trellis.validation" -}}
 {{- $values := .Values -}}
 {{- $said := list -}}
 {{- $source := $values.tls.source -}}
+{{- range $place, $instead := .Files.Get "files/removed.yaml" | fromYaml -}}
+  {{- $at := splitList "." $place -}}
+  {{- $found := $values -}}
+  {{- range initial $at }}{{ $found = get $found . }}{{ end -}}
+  {{- if hasKey $found (last $at) -}}
+  {{- $said = append $said (printf "%s: there is no such value; %s" $place $instead) -}}
+  {{- end -}}
+{{- end -}}
+
 {{- $sites := list -}}
 {{- range $values.supernodes }}{{ $sites = append $sites .name }}{{ end -}}
 
@@ -41,7 +61,16 @@
 {{- if ne (len $sites) (len (uniq $sites)) -}}
 {{- $said = append $said "supernodes: two sites have the same name; each needs its own." -}}
 {{- end -}}
+{{- if has "serverapp" $sites -}}
+{{- $said = append $said "supernodes: no site can be named serverapp, which is the ServerApp process's name among those that show tokens; take another name." -}}
+{{- end -}}
+{{- range $place, $labels := dict "commonLabels" $values.commonLabels "superlink.podLabels" $values.superlink.podLabels "serverapp.podLabels" $values.serverapp.podLabels "supernode.podLabels" $values.supernode.podLabels "clientapp.podLabels" $values.clientapp.podLabels "keycloak.podLabels" $values.keycloak.podLabels -}}
+  {{- $said = concat $said (include "trellis.validation.labels" (list $place $labels) | fromJsonArray) -}}
+{{- end -}}
 {{- range $site := $values.supernodes -}}
+  {{- range tuple "supernode" "clientapp" -}}
+  {{- $said = concat $said (include "trellis.validation.labels" (list (printf "supernodes: %s: %s.podLabels" $site.name .) (get (get $site . | default dict) "podLabels")) | fromJsonArray) -}}
+  {{- end -}}
   {{- if gt (len (printf "%s-supernode-%s" (include "trellis.fullname" $) $site.name)) 52 -}}
   {{- $said = append $said (printf "supernodes: the names of %s would be longer than Kubernetes allows; take a shorter name for the site, or set fullnameOverride." $site.name) -}}
   {{- end -}}
@@ -53,8 +82,12 @@
   {{- $said = append $said (printf "supernodes: %s has its apps in the SuperNode's pod, which is one; set its clientapp.replicas to 1 (clientapp.settings.slots: 2 works on two messages at once), or leave out samePod." $site.name) -}}
   {{- end -}}
 {{- end -}}
-{{- if gt (len (include "trellis.fullname" .)) 40 -}}
-{{- $said = append $said "fullnameOverride: the release's name is longer than 40 characters, and names made of it would be longer than Kubernetes allows; set fullnameOverride to a shorter one." -}}
+{{- $fullname := include "trellis.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $fullname) -}}
+{{- $said = append $said (printf "fullnameOverride: Services cannot be named after the release %s; take a name of small letters, digits and dashes that begins with a letter, or set fullnameOverride to one." $fullname) -}}
+{{- end -}}
+{{- if gt (len $fullname) 39 -}}
+{{- $said = append $said "fullnameOverride: the release's name is longer than 39 characters, and names made of it would be longer than Kubernetes allows; set fullnameOverride to a shorter one." -}}
 {{- end -}}
 
 {{- if and $values.tls.existingSecrets (ne $source "existingSecrets") -}}
@@ -103,6 +136,12 @@
     {{- $said = append $said (printf "access.ingress.%s.tlsSecret: name the Secret with the certificate of its host, or set access.ingress.tls to passthrough." .) -}}
     {{- end -}}
     {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- if $ingress.enabled -}}
+  {{- $hosts := compact (list $ingress.control.host $ingress.fleet.host $ingress.http.host $ingress.keycloak.host) -}}
+  {{- if ne (len $hosts) (len (uniq $hosts)) -}}
+  {{- $said = append $said "access.ingress: control, fleet, http and keycloak are told apart by their hosts; give each its own." -}}
   {{- end -}}
 {{- end -}}
 {{- $gateway := $values.access.gateway -}}
