@@ -38,8 +38,12 @@ def execute(args: argparse.Namespace, out: Output) -> int:
     except OSError as error:
         raise UsageError(f"{directory} cannot be used: {error.strerror}. Name another with --directory.") from error
     if (pid := running_pid(directory)) is not None:
-        raise CliError(f"A federation runs from {directory} already (pid {pid}); end it with `trellis down`.")
+        raise CliError(f"A federation runs from {directory} already (pid {pid}); end it with {_down(directory)}.")
     return _detach(directory, out) if args.detach else _keep(args, directory, out)
+
+
+def _down(directory: Path) -> str:
+    return "`trellis down`" if directory == DIRECTORY else f"`trellis down --directory {directory}`"
 
 
 def _keep(args: argparse.Namespace, directory: Path, out: Output) -> int:
@@ -51,7 +55,8 @@ def _keep(args: argparse.Namespace, directory: Path, out: Output) -> int:
             pid_file(directory).write_text(str(os.getpid()))
             control = wanted.addresses.control
             out.say(f"The federation is ready. Submit with: trellis run APP --superlink {control} --insecure")
-            out.note(f"Logs: {wanted.logs}. Ctrl-C ends it.")
+            ends = "Ctrl-C" if os.isatty(0) else _down(directory)
+            out.note(f"Logs: {wanted.logs}. {ends} ends it.")
             while True:
                 federation.check()
                 time.sleep(1.0)
