@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guest demo test test-interop test-containers test-kubernetes cluster check format proto requirements chart bench engine images push secrets clean
+.PHONY: help setup guest demo test test-interop test-kubernetes cluster check format proto requirements chart bench engine images push secrets clean
 
 # Any Python from 3.11 on: PYTHON=python3.12 make demo
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PACKAGES := libs/wire libs/kit libs/runner libs/testing services/superlink services/supernode services/serverapp services/clientapp cli
 GUEST := .trellis/guest
 CONTAINERS := .trellis/containers
-TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop
+TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop tests/identity tests/containers
 # Those in containers need a Docker engine, which is looked for before any test runs.
 ENGINE := $(if $(findstring tests/containers,$(TESTS))$(filter tests tests/kubernetes tests/kubernetes/ tests/kubernetes/test_%,$(TESTS)),engine)
 export RELEASES TESTS
@@ -35,12 +35,9 @@ $(GUEST)/.ready: requirements/guest.txt
 demo: setup guest ## train examples/digits on a federation of processes, then stop it
 	@exec $(BIN)/trellis demo --guest-python $(CURDIR)/$(GUEST)/bin/python examples/digits
 
-test: $(ENGINE) setup guest ## run the tests that need no Docker engine (brings what is missing); a part: make test TESTS=tests/unit
+test: $(ENGINE) setup guest ## run all tests (brings what is missing); a part: make test TESTS=tests/unit
 	@bash scripts/install-test-tools
 	@exec $(BIN)/pytest $(TESTS)
-
-test-containers: engine setup guest ## run the tests of the images, Compose and federations in containers
-	@exec $(BIN)/pytest tests/containers
 
 test-kubernetes: engine setup guest ## install the chart on a Kubernetes of its own, as root on Linux (TRELLIS_BIN: its programs, else they are built)
 	@TESTS=tests/kubernetes bash scripts/install-test-tools
