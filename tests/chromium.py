@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.wait import WebDriverWait
 
 _SECONDS = 120.0
+T = TypeVar("T")
 
 
 class Chromium:
@@ -44,12 +49,18 @@ class Chromium:
         self._find("password").send_keys(password)
         self._find("login").click()
         self._find("accept").click()
-        WebDriverWait(self._browser, _SECONDS).until(
-            ec.text_to_be_present_in_element((By.TAG_NAME, "body"), "Device Login Successful")
-        )
+        self._until(ec.text_to_be_present_in_element((By.TAG_NAME, "body"), "Device Login Successful"))
 
     def _find(self, name: str) -> WebElement:
-        return WebDriverWait(self._browser, _SECONDS).until(ec.element_to_be_clickable((By.NAME, name)))
+        return self._until(ec.element_to_be_clickable((By.NAME, name)))
+
+    def _until(self, condition: Callable[[WebDriver], Literal[False] | T]) -> T:
+        try:
+            return WebDriverWait(self._browser, _SECONDS).until(condition)
+        except TimeoutException as error:
+            raise AssertionError(
+                f"The browser is at {self._browser.current_url}:\n{self._browser.page_source}"
+            ) from error
 
     def close(self) -> None:
         self._browser.quit()
