@@ -58,9 +58,8 @@ class Chromium:
         try:
             return WebDriverWait(self._browser, _SECONDS).until(condition)
         except TimeoutException as error:
-            raise AssertionError(
-                f"The browser is at {self._browser.current_url}:\n{self._browser.page_source}"
-            ) from error
+            seen = self._browser.find_element(By.TAG_NAME, "body").text
+            raise AssertionError(f"The browser waits in vain at {self._browser.current_url}: {seen}") from error
 
     def close(self) -> None:
         self._browser.quit()
