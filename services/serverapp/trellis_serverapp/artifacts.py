@@ -59,4 +59,4 @@ async def push(stub: Any, metadata: tuple[tuple[str, str], ...], run_id: int, fo
             _log.warning("What the run left behind could not be kept: %s", error.details())
             return f"The {len(paths)} file(s) that the run left behind could not be kept: {error.details()}"
     _log.info("Kept what the run left behind", extra={"files": len(paths), "bytes": size})
-    return f"The run left {len(paths)} file(s) behind, {size:,} bytes: flwr pull {run_id}"
+    return f"The run left {len(paths)} file(s) behind, {size:,} bytes: trellis pull {run_id}, or flwr pull {run_id}"
