@@ -652,7 +652,7 @@ class Zygote:
         try:
             flower = Flower()
         except ImportError as error:
-            text = "%s cannot host Flower Apps: %s. Install flwr there (%s -m pip install flwr), or name another by --guest-python"
+            text = "%s cannot host Flower Apps: %s. Install flwr there (%s -m pip install flwr), or use --guest-python"
             self.tell(op="unfit", reason=text % (sys.executable, error, sys.executable))
             return
         self.preimport(["numpy", "numpy.random"])
