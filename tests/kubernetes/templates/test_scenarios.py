@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from charts import CHART, NAMESPACE, ROOT, SCENARIOS, Document, helm, rendered
@@ -115,3 +117,20 @@ def test_all_images_can_come_from_one_registry(scenario: str) -> None:
 @everywhere
 def test_objects_are_of_the_namespace_they_are_installed_in(scenario: str) -> None:
     assert {one["metadata"].get("namespace", NAMESPACE) for one in rendered(scenario)} == {NAMESPACE}
+
+
+@everywhere
+def test_pods_of_the_command_line_run_where_the_operator_says(scenario: str) -> None:
+    placed: Document = {"nodeSelector": {"kubernetes.io/arch": "amd64"}, "tolerations": [{"operator": "Exists"}]}
+    chart = rendered(scenario, {"cli": placed})
+    for name, pod in chart.pods():
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] in SHORT_LIVED:
+            assert {key: pod["spec"].get(key) for key in placed} == placed, name
+
+
+def test_it_can_be_part_of_another_chart(tmp_path: Path) -> None:
+    """Helm gives parts a value `global`."""
+    shutil.copytree(CHART, tmp_path / "charts" / "trellis")
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: all\nversion: 1.0.0\n")
+    done = subprocess.run([helm(), "template", "all", str(tmp_path)], capture_output=True, text=True)
+    assert "name: all-superlink" in done.stdout, done.stderr

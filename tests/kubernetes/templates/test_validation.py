@@ -73,6 +73,10 @@ def test_all_of_them_at_once() -> None:
         ({"clientapp": {"settings": {"guest-sandbox": "never"}}}, "guest-sandbox"),
         ({"image": {"tags": "x"}}, "tags is not allowed"),
         ({"networkPolicy": {"dns": {"from": []}}}, "from is not allowed"),
+        ({"superlink": None}, "superlink is required"),
+        ({"supernodes": None}, "supernodes is required"),
+        ({"tls": {"job": None}}, "job is required"),
+        ({"clientapp": {"settings": None}}, "settings is required"),
     ],
 )
 def test_the_schema_refuses(values: Document, said: str) -> None:

@@ -93,7 +93,7 @@ spec:
   {{- include "trellis.pod.security" $root | replace "automountServiceAccountToken: false" "automountServiceAccountToken: true" | nindent 2 }}
   serviceAccountName: {{ $name }}
   restartPolicy: Never
-  {{- include "trellis.image.pullSecrets" $root | indent 2 }}
+  {{- include "trellis.pod.cli" $root | indent 2 }}
   containers:
     - name: certificates
       {{- include "trellis.image.fields" (list $root $root.Values.cli.image) | nindent 6 }}

@@ -54,6 +54,17 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
+{{/* Where a pod of the command line runs, and how its image is pulled; empty by default. Called with the root. */}}
+{{- define "trellis.pod.cli" -}}
+{{- include "trellis.image.pullSecrets" . }}
+{{- with .Values.cli.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.cli.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{/* Labels and annotations of a role's pods. Called with (root, config, component) or with the site, too. */}}
 {{- define "trellis.pod.labels" -}}
 {{- $root := index . 0 -}}{{- $config := index . 1 -}}

@@ -42,10 +42,15 @@
 {{- end }}
 {{- end -}}
 
+{{/* The Secret with the tokens that executors show where they have no certificate. Called with the root. */}}
+{{- define "trellis.join.secret" -}}
+{{- .Values.tls.joinTokens.existingSecret | default (include "trellis.name" (list . "join-tokens")) -}}
+{{- end -}}
+
 {{- define "trellis.join.volume" -}}
 - name: join
   secret:
-    secretName: {{ include "trellis.name" (list (index . 0) "join-tokens") }}
+    secretName: {{ include "trellis.join.secret" (index . 0) | quote }}
     defaultMode: 0440
     items: [{ key: {{ index . 1 | quote }}, path: token }]
 {{- end -}}
