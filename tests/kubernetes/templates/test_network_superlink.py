@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from charts import Document, rendered
+from charts import Document, refused, rendered
 from policies import OUTSIDE, Network
 
 OFFICE = {"ipBlock": {"cidr": "192.0.2.0/24"}}
@@ -65,6 +65,14 @@ def test_names_are_looked_up_in_the_cluster() -> None:
     [names] = egress({})
     assert names["ports"] == [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
     assert names["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]
+
+
+def test_names_are_looked_up_elsewhere() -> None:
+    openshift = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}
+    [names] = egress({"networkPolicy": {"dns": {"to": [openshift], "ports": [5353]}}})
+    both = [{"port": 5353, "protocol": "UDP"}, {"port": 5353, "protocol": "TCP"}]
+    assert names == {"to": [openshift], "ports": both}
+    assert "networkPolicy.dns.ports" in refused({"networkPolicy": {"dns": {"ports": []}}})
 
 
 def test_what_else_the_operator_lists() -> None:

@@ -28,7 +28,11 @@ spec:
 
 {{/* Names are looked up. Called with the root. */}}
 {{- define "trellis.network.dns" -}}
-- ports: [{ port: 53, protocol: UDP }, { port: 53, protocol: TCP }]
+- ports:
+    {{- range .Values.networkPolicy.dns.ports }}
+    - { port: {{ int64 . }}, protocol: UDP }
+    - { port: {{ int64 . }}, protocol: TCP }
+    {{- end }}
   {{- with .Values.networkPolicy.dns.to }}
   to: {{- toYaml . | nindent 4 }}
   {{- end }}
