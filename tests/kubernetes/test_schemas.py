@@ -13,11 +13,11 @@ from cluster.api import command
 from releases import helm
 
 PEERS: Document = {"from": [{"podSelector": {}}]}
-HOST = {"host": "one.example.org", "tlsSecret": "one"}
+HOSTS = {name: {"host": f"{name}.example.org", "tlsSecret": name} for name in ("control", "fleet", "http", "keycloak")}
 EVERYTHING: Document = {
     "access": {
         "service": {"type": "LoadBalancer", "keycloak": {"enabled": True}},
-        "ingress": {"enabled": True, **dict.fromkeys(("control", "fleet", "http", "keycloak"), HOST)},
+        "ingress": {"enabled": True, **HOSTS},
     },
     "metrics": {"serviceMonitor": {"enabled": True}},
     "networkPolicy": dict.fromkeys(("control", "fleet", "keycloak", "metrics"), PEERS),
