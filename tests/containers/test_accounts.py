@@ -35,7 +35,7 @@ LAYERS = [COMPOSE / f"compose{layer}.yaml" for layer in ("", ".tls", ".oidc")]
 DIGITS = ROOT / "examples" / "digits"
 PASSWORDS = ("keycloak-root-password", "admin-password", "researcher-password", "viewer-password", "pipeline-secret")
 
-pytestmark = [pytest.mark.usefixtures("images"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.usefixtures("images"), pytest.mark.timeout(2400)]
 
 
 @dataclass(frozen=True)
