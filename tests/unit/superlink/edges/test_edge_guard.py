@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from edge_world import Executor, Network, StockNode, Wrapped, network, records, refusal
@@ -216,7 +216,7 @@ async def test_nodes_and_executors_have_their_lines(adapter: bool, tmp_path: Pat
         )
         await node.call("PushMessages", answer)
         await node.call("UnregisterNode", fleet_pb2.UnregisterNodeFleetRequest(node_id=node.node_id))
-        with contextlib.suppress(Exception):
+        with pytest.raises(grpc.aio.AioRpcError):
             await StockNode(node.stub, key=node.key, node_id=node.node_id).heartbeat()
     told = done(lines())
     for action, status in (
