@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from commands import CommandFailed, command
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from trellis_kit.federation import free_ports
 
@@ -22,27 +23,6 @@ COMPOSE = ROOT / "compose"
 LABEL = "com.docker.compose.project"
 PROXY = "http://127.0.0.1:9"
 _PREFIX = "trellis-test-"
-
-
-class CommandFailed(AssertionError):
-    """A command did not end as it should; says what it wrote."""
-
-
-def command(*argv: str, env: Mapping[str, str] | None = None, timeout: float = 240, check: bool = True) -> str:
-    """Both outputs of a command; CommandFailed where it fails and `check` is set."""
-    done = subprocess.run(
-        argv,
-        env=None if env is None else {**os.environ, **env},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    if check and done.returncode != 0:
-        raise CommandFailed(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-6000:]}")
-    return done.stdout
 
 
 def docker(*argv: str, check: bool = True, timeout: float = 240) -> str:

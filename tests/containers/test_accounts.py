@@ -14,14 +14,13 @@ from pathlib import Path
 import built_images
 import pytest
 from browser import Browser
+from commands import CommandFailed, command
 from compose_world import (
     COMPOSE,
     ROOT,
-    CommandFailed,
     Project,
     accuracy,
     behind_a_proxy,
-    command,
     docker,
     inspect,
     ports,

@@ -17,15 +17,14 @@ from urllib.request import urlopen
 from zipfile import ZipFile
 
 import pytest
+from commands import CommandFailed, command
 from compose_world import (
     COMPOSE,
     PROXY,
     ROOT,
-    CommandFailed,
     Project,
     accuracy,
     behind_a_proxy,
-    command,
     docker,
     gateway,
     image,

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from compose_world import ROOT, CommandFailed, command, docker, image, inspect
+from commands import CommandFailed, command
+from compose_world import ROOT, docker, image, inspect
 
 pytestmark = [pytest.mark.usefixtures("images"), pytest.mark.timeout(900)]
 

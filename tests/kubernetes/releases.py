@@ -12,7 +12,7 @@ import charts
 from built_images import name, version
 from charts import CHART
 from cluster import Cluster, CommandFailed, until
-from cluster.api import command
+from commands import command
 from pods import container, job
 
 FIRST = Path(__file__).parent / "fixtures" / "trellis-0.1.0.tgz"

@@ -9,7 +9,7 @@ import pytest
 import schemas
 from charts import CHART, SCENARIOS, Document, Rendered, rendered
 from cluster import Cluster, CommandFailed
-from cluster.api import command
+from commands import command
 from releases import helm
 
 PEERS: Document = {"from": [{"podSelector": {}}]}

@@ -4,7 +4,9 @@ All of it lives in namespaces of its own (processes, mounts, network) that end w
 ends: nothing is left running. `make cluster` starts one by hand; tests have the fixture `cluster`.
 """
 
-from cluster.api import CommandFailed, until
+from commands import CommandFailed
+
+from cluster.api import until
 from cluster.binaries import MissingBinaries
 from cluster.cluster import Cluster, ClusterProblem
 from cluster.layout import BUSYBOX, HOST_ADDRESS, NODE_ADDRESS

@@ -11,30 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from commands import CommandFailed, command
+
 from cluster.layout import State
 
 _LOOK = 0.1
 T = TypeVar("T")
-
-
-class CommandFailed(AssertionError):
-    """A command did not end as it should; says what it wrote."""
-
-
-def command(*argv: str, input: str | None = None, timeout: float = 240, check: bool = True) -> str:
-    """Both outputs of a command; CommandFailed where it fails and `check` is set."""
-    done = subprocess.run(
-        argv,
-        input=input or "",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    if check and done.returncode != 0:
-        raise CommandFailed(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-8000:]}")
-    return done.stdout
 
 
 def until(condition: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
@@ -56,7 +38,7 @@ class Api:
 
     def kubectl(self, *words: str, input: str | None = None, timeout: float = 240, check: bool = True) -> str:
         argv = (str(self.binaries / "hyperkube"), "kubectl", "--kubeconfig", str(self.state.kubeconfig), *words)
-        return command(*argv, input=input, timeout=timeout, check=check)
+        return command(*argv, input=input or "", timeout=timeout, check=check)
 
     def get(self, kind: str, name: str, namespace: str = "default") -> Any:
         """An object as the API has it."""

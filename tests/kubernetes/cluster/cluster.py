@@ -17,9 +17,10 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import IO, Any
 
+from commands import CommandFailed, command
 from pki import Authority
 
-from cluster.api import Api, CommandFailed, command, until
+from cluster.api import Api, until
 from cluster.binaries import binaries
 from cluster.images import own_images
 from cluster.layout import API, CABLE, CGROUP, HOST_ADDRESS, LINK, NODE, NODE_ADDRESS, PODS, SERVICES, State

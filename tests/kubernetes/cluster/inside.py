@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.api import command, until
+from commands import command
+
+from cluster.api import until
 from cluster.layout import API, CGROUP, DNS, LINK, NODE, NODE_ADDRESS, PAUSE, PODS, SERVICES, State
 
 _PLUGINS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))

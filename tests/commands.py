@@ -1,0 +1,30 @@
+"""Commands that tests run, and what they say when they fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+
+
+class CommandFailed(AssertionError):
+    """A command did not end as it should; says what it wrote."""
+
+
+def command(
+    *argv: str, env: Mapping[str, str] | None = None, input: str = "", timeout: float = 240, check: bool = True
+) -> str:
+    """Both outputs of a command; CommandFailed where it fails and `check` is set."""
+    done = subprocess.run(
+        argv,
+        env=None if env is None else {**os.environ, **env},
+        input=input,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        raise CommandFailed(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-8000:]}")
+    return done.stdout
