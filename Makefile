@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guest demo test test-interop test-kubernetes cluster check format proto requirements chart bench engine images push secrets clean
+.PHONY: help setup guest demo test test-interop cluster check format proto requirements chart bench engine images push secrets clean
 
 # Any Python from 3.11 on: PYTHON=python3.12 make demo
 PYTHON ?= python3
@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 PACKAGES := libs/wire libs/kit libs/runner libs/testing services/superlink services/supernode services/serverapp services/clientapp cli
 GUEST := .trellis/guest
 CONTAINERS := .trellis/containers
-TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop tests/identity tests/containers
-# Those in containers need a Docker engine, which is looked for before any test runs.
+TESTS ?= tests/unit tests/crash tests/badinput tests/tls tests/interop tests/identity tests/containers tests/kubernetes
+# Those in containers and on Kubernetes need a Docker engine, which is looked for before any test runs.
 ENGINE := $(if $(findstring tests/containers,$(TESTS))$(filter tests tests/kubernetes tests/kubernetes/ tests/kubernetes/test_%,$(TESTS)),engine)
 export RELEASES TESTS
 
@@ -35,13 +35,9 @@ $(GUEST)/.ready: requirements/guest.txt
 demo: setup guest ## train examples/digits on a federation of processes, then stop it
 	@exec $(BIN)/trellis demo --guest-python $(CURDIR)/$(GUEST)/bin/python examples/digits
 
-test: $(ENGINE) setup guest ## run all tests (brings what is missing); a part: make test TESTS=tests/unit
+test: $(ENGINE) setup guest ## run all tests (brings what is missing; TRELLIS_BIN: programs of a Kubernetes, else built once); a part: make test TESTS=tests/unit
 	@bash scripts/install-test-tools
 	@exec $(BIN)/pytest $(TESTS)
-
-test-kubernetes: engine setup guest ## install the chart on a Kubernetes of its own, as root on Linux (TRELLIS_BIN: its programs, else they are built)
-	@TESTS=tests/kubernetes bash scripts/install-test-tools
-	@exec $(BIN)/pytest tests/kubernetes
 
 cluster: setup ## keep the tests' Kubernetes up until Ctrl-C, to look around
 	@TESTS=tests/kubernetes bash scripts/install-test-tools
@@ -50,13 +46,14 @@ cluster: setup ## keep the tests' Kubernetes up until Ctrl-C, to look around
 test-interop: setup guest ## stock releases only: make test-interop RELEASES=all (or 1.24.0,1.41.0); all writes docs/compatibility.md
 	@exec $(BIN)/pytest tests/interop
 
-check: setup ## ruff, strict mypy, import rules, generated stubs and chart files up to date
+check: setup ## ruff, strict mypy, import rules, generated stubs and chart files up to date, all tests can be collected together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(foreach p,$(PACKAGES),$(wildcard $(p)/trellis_*)) tests benchmarks
 	$(BIN)/lint-imports
 	@bash scripts/generate-stubs --check
 	@$(BIN)/python scripts/chart --check
+	@collected=$$($(BIN)/pytest --collect-only -qq $(TESTS)) || { echo "$$collected"; exit 1; }
 
 format: setup ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .

@@ -39,7 +39,7 @@ def binaries() -> Path:
     """The folder that holds them. MissingBinaries where nobody has brought them yet."""
     folder = _given() or _built()
     if missing := [name for name in PACKAGES if not os.access(folder / name, os.X_OK)]:
-        raise MissingBinaries(f"{folder} has no {' and no '.join(missing)}; make test-kubernetes builds them.")
+        raise MissingBinaries(f"{folder} has no {' and no '.join(missing)}; make test builds them.")
     return folder
 
 

@@ -34,7 +34,7 @@ def refuse_unfit() -> None:
     if os.geteuid() != 0:
         raise UnfitMachine("The tests on Kubernetes make network namespaces and mounts: run them as root, on Linux.")
     if lacking := missing():
-        raise UnfitMachine(f"The tests on Kubernetes need {', '.join(lacking)}: make test-kubernetes installs them.")
+        raise UnfitMachine(f"The tests on Kubernetes need {', '.join(lacking)}: make test installs them.")
     if not _bridges_are_filtered():
         raise UnfitMachine("The tests on Kubernetes need the kernel module br_netfilter: modprobe br_netfilter.")
 
