@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,13 +122,6 @@ class Project:
 
 def replace_env(project: Project, **more: str) -> Project:
     return Project(project.files, {**project.env, **more}, project.name)
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds:g} s in vain until {what}"
-        time.sleep(0.5)
 
 
 def ports() -> dict[str, str]:

@@ -31,12 +31,12 @@ from compose_world import (
     inspect,
     ports,
     running,
-    wait_for,
 )
 from example_logs import accuracies
 from trellis_kit import certificates
 from trellis_kit.federation import free_ports
 from trellis_testing import StockCli, StockFlwr, stock
+from waits import wait_until
 
 DIGITS = ROOT / "examples" / "digits"
 LEDGER = ROOT / "tests" / "crash" / "ledger"
@@ -133,7 +133,7 @@ def test_what_nobody_waits_for_is_reaped(plain: Project, service: str) -> None:
     """Process 1 takes up whose parent has ended, and it does not stay as a zombie."""
     orphan = int(plain.python(service, ORPHAN))
     gone = f"import os; print(not os.path.exists('/proc/{orphan}'))"
-    wait_for(lambda: plain.python(service, gone).strip() == "True", "it is gone", 20)
+    wait_until(lambda: plain.python(service, gone).strip() == "True", "it is gone", 20)
 
 
 def open_at(host: str, port: str) -> bool:
@@ -258,12 +258,12 @@ def test_stock_supernodes_come_from_outside_and_certificates_are_renewed_under_t
             stock_nodes.callback(node.kill)
         config = f"num-server-rounds=6 min-sites={SITES + len(OUTSIDE)}"
         with project.cli_in_background("flwr", "run", "--stream", "--run-config", config, app=DIGITS) as run:
-            wait_for(lambda: "round 2/" in run.log() or run.ended, "the run's second round is over", 400)
+            wait_until(lambda: "round 2/" in run.log() or run.ended, "the run's second round is over", 400)
             before = shown(fleet)
             project.compose("run", "--rm", "-T", "certs", "certs", "renew", "--all", "--directory", "/certs")
-            wait_for(lambda: shown(fleet) != before, "the SuperLink shows its new certificate", 30)
+            wait_until(lambda: shown(fleet) != before, "the SuperLink shows its new certificate", 30)
             assert not run.ended, run.log()
-            wait_for(lambda: run.ended, "the run is over", 400)
+            wait_until(lambda: run.ended, "the run is over", 400)
             log = run.log()
         assert len(accuracies(log)) == 7, log
         assert accuracies(log)[-1] >= 0.93
@@ -334,7 +334,7 @@ def test_machines_apart(tmp_path: Path) -> None:
                 held.update(node["node-id"] for node in nodes if node.get("held"))
                 return len(held) == len(sites)
 
-            wait_for(both_wait, "both sites wait for approval")
+            wait_until(both_wait, "both sites wait for approval")
             for node in held:
                 server.cli("flwr", "supernode", "approve", node, app=DIGITS)
             assert accuracy(server.cli("flwr", "run", "--stream", app=DIGITS)) >= 0.93
@@ -374,7 +374,7 @@ def test_a_container_that_comes_back_to_its_network_is_reached_again(plain: Proj
             found = inspect(container)
             return bool(found["RestartCount"] == 1 and found["State"]["Health"]["Status"] == "healthy")
 
-        wait_for(again, "the SuperLink has begun anew, on its new address")
+        wait_until(again, "the SuperLink has begun anew, on its new address")
         log = plain.cli("flwr", "run", "--stream", app=app)
         assert accuracy(log) >= 0.93
     finally:

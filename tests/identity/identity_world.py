@@ -8,7 +8,6 @@ import re
 import ssl
 import subprocess
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from trellis_testing.environment import clean_environment
 from trellis_testing.stock import Finished, started_run
 from trellis_wire.pb.edge import control_pb2
 from trellis_wire.pb.edge.control_pb2_grpc import ControlStub
+from waits import wait_until
 
 TICKER = Path(__file__).parent / "apps" / "ticker"
 GUEST = "1.41.0"
@@ -252,9 +252,6 @@ def service_token(
     return str(answer.raise_for_status().json()[kind])
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = SOON) -> None:
-    """Looks twice a second; fails when the time is over."""
-    end = time.monotonic() + seconds
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() < end, f"Waited {seconds:g} s until {what}, in vain."
-        await asyncio.sleep(0.5)
+async def until(condition: Callable[[], object], what: str, timeout: float = SOON) -> None:
+    """The same as `wait_until`, beside what else the loop does."""
+    await asyncio.to_thread(wait_until, condition, what, timeout, every=0.5)

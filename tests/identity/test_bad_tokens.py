@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from grpc import StatusCode
-from identity_world import SOON, World, service_token
+from identity_world import World, service_token
 from keycloak_server import Keycloak
+from waits import wait_until
 
 
 def part(value: bytes) -> str:
@@ -135,7 +135,8 @@ def test_a_token_that_is_none_of_ours(name: str, world: World) -> None:
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["detail"] == "Not authenticated"  # and not why
-    lines = written(world, before + 3)[before:]
+    wait_until(lambda: len(denied(world)) >= before + 3, "the refusals are written")  # which no answer waits for
+    lines = denied(world)[before:]
     assert len(lines) == 3
     assert all(line["reason"] and line["actor"]["ip_address"] == "127.0.0.1" for line in lines)
     assert token not in world.audit_file.read_text()
@@ -144,14 +145,6 @@ def test_a_token_that_is_none_of_ours(name: str, world: World) -> None:
 def test_without_a_token(world: World) -> None:
     assert world.call(None) is StatusCode.UNAUTHENTICATED
     assert world.call_http(None).status_code == 401
-
-
-def written(world: World, count: int) -> list[dict[str, Any]]:
-    """The denied lines once they are so many: nobody waits for the last one to be on the disk before it is answered."""
-    end = time.monotonic() + SOON
-    while len(denied(world)) < count and time.monotonic() < end:
-        time.sleep(0.05)
-    return denied(world)
 
 
 def denied(world: World) -> list[dict[str, Any]]:

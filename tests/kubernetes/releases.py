@@ -11,9 +11,10 @@ from typing import Any
 import charts
 from built_images import name, version
 from charts import CHART
-from cluster import Cluster, CommandFailed, until
+from cluster import Cluster, CommandFailed
 from commands import command
 from pods import container, job
+from waits import wait_until
 
 FIRST = Path(__file__).parent / "fixtures" / "trellis-0.1.0.tgz"
 """The chart as it was first merged."""
@@ -53,7 +54,7 @@ class Release:
         """Returns when its pods have ended, which helm itself does not wait for."""
         self._told("uninstall", self.name, "--wait", "--timeout=150s")
         ours = f"app.kubernetes.io/instance={self.name}"
-        until(lambda: not self.cluster.items("pod", self.namespace, ours), "its pods have ended", 120)
+        wait_until(lambda: not self.cluster.items("pod", self.namespace, ours), "its pods have ended", 120)
 
     def test(self) -> str:
         """`helm test`, and what its pod wrote."""

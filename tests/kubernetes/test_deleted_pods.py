@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 from books import LEDGER, assert_kept, books
-from cluster import until
 from container_world import RUN_SECONDS, Progress
 from releases import Release, is_ready
 from trellis_testing.control import Control
+from waits import wait_until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
@@ -33,7 +33,7 @@ async def test_a_deleted_pod(minimal: Release, control: Control, role: str) -> N
     assert not away or component == "supernode"
     assert_kept(result, sites=2, rounds=ROUNDS, errors={(number, 0): NODE_UNAVAILABLE for number in away})
 
-    await asyncio.to_thread(until, lambda: renewed(minimal, component, site, uid), f"{role} has a new pod", 120)
+    await asyncio.to_thread(wait_until, lambda: renewed(minimal, component, site, uid), f"{role} has a new pod", 120)
     async with asyncio.timeout(120):
         while list((await control.nodes()).values()).count("online") < 2:
             await asyncio.sleep(0.5)

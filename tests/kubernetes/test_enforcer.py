@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from cluster import HOST_ADDRESS, Cluster, until
+from cluster import HOST_ADDRESS, Cluster
 from pods import container, job, pod
+from waits import wait_until
 
 WEB, OTHER = 8080, 8081
 DNS = "dns"
@@ -60,7 +61,7 @@ class Town:
             return found[-1] == expected
 
         try:
-            until(right, "", 15)
+            wait_until(right, "", 15)
         except TimeoutError:
             assert found[-1] == expected
 
@@ -231,11 +232,11 @@ def test_who_comes_from_another_machine(town: Town) -> None:
         return True
 
     block = {"ipBlock": {"cidr": f"{HOST_ADDRESS}/32"}}
-    until(reached, "nothing is forbidden")
+    wait_until(reached, "nothing is forbidden")
     with applied(town, NOBODY):
-        until(lambda: not reached(), "it is forbidden")
+        wait_until(lambda: not reached(), "it is forbidden")
     with applied(town, NOBODY, policy("takes", "web", ingress=[{"from": [block]}])):
-        until(reached, "it is allowed")
+        wait_until(reached, "it is allowed")
 
 
 def test_the_first_packet_of_a_new_pod_is_judged(town: Town) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from arrows import PROBE, PYTHON
 from built_images import ROOT, name, version
-from cluster import Cluster, until
+from cluster import Cluster
 from pods import container, pod
 from releases import DIGITS, Release, cli_job
+from waits import wait_until
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -68,7 +69,7 @@ def test_who_reaches_keycloak(accounts: Release) -> None:
         found: list[bool] = json.loads(said.splitlines()[-1])
         return found
 
-    until(lambda: open_from("browser") == reaching["browser"], "the browser's pod has its rules")
+    wait_until(lambda: open_from("browser") == reaching["browser"], "the browser's pod has its rules")
     assert {role: open_from(role) for role in reaching} == reaching
     with cluster.policies_off():
         assert all(open_from("clientapp"))

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import pytest
 from arrows import PROBE, PYTHON, Arrow
 from built_images import name, version
-from cluster import HOST_ADDRESS, NODE_ADDRESS, Cluster, until
+from cluster import HOST_ADDRESS, NODE_ADDRESS, Cluster
 from pods import container, pod
 from releases import Release
+from waits import wait_until
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -65,7 +66,7 @@ def reached(minimal: Release) -> Iterator[Reached]:
             cluster.wait("condition=Ready", f"pod/{stranger}", namespace=pods[stranger][0])
         for role in SOURCES[: -len(STRANGERS)]:
             component, _, site = role.partition("-")
-            (one,) = until(lambda c=component, s=site: minimal.pods(c, s), f"{role} is there")  # type: ignore[misc]
+            (one,) = wait_until(lambda c=component, s=site: minimal.pods(c, s), f"{role} is there")  # type: ignore[misc]
             pods[role] = (minimal.namespace, one)
         addresses = {
             role: cluster.get("pod", one, namespace)["status"]["podIP"] for role, (namespace, one) in pods.items()

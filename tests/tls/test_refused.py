@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pki import Authority
 from trellis_kit.federation import Role, find_program
 from trellis_testing import TRELLIS, Layout, ProcessFederation, StockFlwr
 from trellis_testing.environment import clean_environment
+from waits import until
 
 
 class Site:
@@ -64,15 +64,6 @@ class Site:
         await until(lambda: here in role.log(), lambda: f"{here!r} of {role.name}:\n{role.log()}")
         log = self.federation[service].log
         await until(lambda: there in log(), lambda: f"{there!r} of {service}:\n{log()[-3000:]}")
-
-
-async def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    try:
-        async with asyncio.timeout(40):
-            while not condition():
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"waited in vain for {what()}") from None
 
 
 @contextlib.asynccontextmanager

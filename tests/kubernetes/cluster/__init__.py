@@ -6,7 +6,6 @@ ends: nothing is left running. `make cluster` starts one by hand; tests have the
 
 from commands import CommandFailed
 
-from cluster.api import until
 from cluster.binaries import MissingBinaries
 from cluster.cluster import Cluster, ClusterProblem
 from cluster.layout import BUSYBOX, HOST_ADDRESS, NODE_ADDRESS

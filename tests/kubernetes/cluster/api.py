@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from commands import CommandFailed, command
+from waits import wait_until
 
 from cluster.layout import State
-
-_LOOK = 0.1
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
-    """What the condition returns as soon as that is something."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise TimeoutError(f"Waited {seconds:g} s in vain until {what}")
-        time.sleep(_LOOK)
-    return found
 
 
 class Api:
@@ -76,7 +63,7 @@ class Api:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"} | labels
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         try:
-            until(lambda: self.items("serviceaccount", name), f"{name} has its service account")
+            wait_until(lambda: self.items("serviceaccount", name), f"{name} has its service account")
             yield name
         finally:
             self.kubectl("delete", "namespace", name, "--wait=false")

@@ -19,8 +19,9 @@ from typing import IO, Any
 
 from commands import CommandFailed, command
 from pki import Authority
+from waits import wait_until
 
-from cluster.api import Api, until
+from cluster.api import Api
 from cluster.binaries import binaries
 from cluster.images import own_images
 from cluster.layout import API, CABLE, CGROUP, HOST_ADDRESS, LINK, NODE, NODE_ADDRESS, PODS, SERVICES, State
@@ -64,7 +65,7 @@ class Cluster(Api):
             (controller / CGROUP).mkdir(exist_ok=True)
         self._process = self._spawn()
         try:
-            self._connect(until(self._first_process, "the node's namespaces are there"))
+            self._connect(wait_until(self._first_process, "the node's namespaces are there"))
             self._fill()
         except (TimeoutError, CommandFailed, subprocess.CalledProcessError) as problem:
             raise ClusterProblem(f"The cluster did not start: {problem}\n{self._ends_of_logs()}") from problem
@@ -121,7 +122,7 @@ class Cluster(Api):
 
     def _connect(self, first: int) -> None:
         """A cable between this machine and the node, and the way to its pods and Services."""
-        until(lambda: os.readlink(f"/proc/{first}/ns/net") != os.readlink("/proc/self/ns/net"), "it has a network")
+        wait_until(lambda: os.readlink(f"/proc/{first}/ns/net") != os.readlink("/proc/self/ns/net"), "it has a network")
         for words in (
             ("link", "add", CABLE, "type", "veth", "peer", "name", "eth0", "netns", str(first)),
             ("address", "add", f"{HOST_ADDRESS}/{LINK}", "dev", CABLE),
@@ -132,16 +133,16 @@ class Cluster(Api):
             command("ip", *words)
 
     def _fill(self) -> None:
-        until(lambda: self._runs() and self.state.containerd.exists(), "containerd listens")
+        wait_until(lambda: self._runs() and self.state.containerd.exists(), "containerd listens")
         for image in own_images(self.binaries / "coredns"):
             self.load_archive(image.archive())
-        until(
+        wait_until(
             lambda: self._runs() and "ok" in self.kubectl("get", "--raw=/readyz", check=False),
             "the API server is ready",
         )
         self.kubectl("apply", "-f", str(Path(__file__).with_name("addons.yaml")))
         self.apply(*(self._volume(number) for number in range(1, _VOLUMES + 1)))
-        until(lambda: self._runs() and self.items("node"), "the node is there")
+        wait_until(lambda: self._runs() and self.items("node"), "the node is there")
         self.wait("condition=Ready", f"node/{NODE}")
         self.kubectl("-n", "kube-system", "rollout", "status", "deployment/dns", "--timeout=60s")
 
@@ -207,10 +208,10 @@ class Cluster(Api):
         """Cable, cgroups and files. The kernel takes a moment to let go of the last process."""
         if CABLE in {name for _, name in socket.if_nameindex()}:
             command("ip", "link", "delete", CABLE, check=False)  # a namespace that has ended lets go of it late
-        until(lambda: CABLE not in {name for _, name in socket.if_nameindex()}, f"the interface {CABLE} is gone")
+        wait_until(lambda: CABLE not in {name for _, name in socket.if_nameindex()}, f"the interface {CABLE} is gone")
         for controller in _controllers():
             for folder, _, _ in os.walk(controller / CGROUP, topdown=False):
-                until(lambda folder=Path(folder): _removed(folder), f"{folder} is empty")  # type: ignore[misc]
+                wait_until(lambda folder=Path(folder): _removed(folder), f"{folder} is empty")  # type: ignore[misc]
         if self.state.folder.exists():
             shutil.rmtree(self.state.folder)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from commands import command
+from waits import wait_until
 
-from cluster.api import until
 from cluster.layout import API, CGROUP, DNS, LINK, NODE, NODE_ADDRESS, PAUSE, PODS, SERVICES, State
 
 _PLUGINS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
@@ -48,7 +48,7 @@ class Node:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(real.read_text())
             command("mount", "--bind", str(copy), str(real))
-        until(lambda: "eth0" in {name for _, name in socket.if_nameindex()}, "the cable is there")
+        wait_until(lambda: "eth0" in {name for _, name in socket.if_nameindex()}, "the cable is there")
         for words in (
             ("link", "set", "lo", "up"),
             ("address", "add", f"{NODE_ADDRESS}/{LINK}", "dev", "eth0"),
@@ -63,8 +63,8 @@ class Node:
         self._etcd()
         self._api_server()
         self._containerd()
-        until(lambda: state.containerd.exists(), "containerd listens")
-        until(self._served, "the API server is ready")
+        wait_until(lambda: state.containerd.exists(), "containerd listens")
+        wait_until(self._served, "the API server is ready")
         self._control_plane()
         self._kubelet()
         while True:

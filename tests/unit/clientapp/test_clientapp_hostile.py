@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from unit.runner.appio_world import Hub
-from unit.runner.runner_world import CLIENT, gone, until
+from unit.runner.runner_world import CLIENT, gone
+from waits import until
 
 Attend = Callable[..., Any]
 

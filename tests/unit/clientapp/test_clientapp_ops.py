@@ -10,7 +10,7 @@ from typing import Any
 
 from trellis_kit.federation import free_ports
 from unit.runner.appio_world import Hub
-from unit.runner.runner_world import until
+from waits import until
 
 
 def fetch(url: str) -> tuple[int, str]:

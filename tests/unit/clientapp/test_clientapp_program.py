@@ -13,7 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 from unit.runner.appio_world import Hub
-from unit.runner.runner_world import CLIENT, gone, interpreter, until
+from unit.runner.runner_world import CLIENT, gone, interpreter
+from waits import until
 
 PROGRAM = (sys.executable, "-m", "trellis_clientapp.main")
 

@@ -13,7 +13,8 @@ import pytest
 from trellis_kit.lifecycle import Fatal
 from trellis_wire.records import Array, ArrayRecord, ConfigRecord, MetricRecord
 from unit.runner.appio_world import Hub, tokens
-from unit.runner.runner_world import CLIENT, descriptors, gone, until
+from unit.runner.runner_world import CLIENT, descriptors, gone
+from waits import until
 
 Attend = Callable[..., Any]
 

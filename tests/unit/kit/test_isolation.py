@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from kit_programs import lives, until
+from kit_programs import lives
 from pydantic import Field
 from trellis_kit import isolation
 from trellis_kit.isolation import ProcessIsolation, SubprocessIsolation
 from trellis_kit.retry import Backoff
 from trellis_kit.settings import Settings
+from waits import until
 
 
 class Service(Settings):

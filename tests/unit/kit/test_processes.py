@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit_programs import Program, lives, wait_for
+from kit_programs import Program, lives
 from trellis_kit import processes
 from trellis_kit.processes import children, descendants, kill_tree, spawn
+from waits import wait_until
 
 STAYS = "import time; print('up', flush=True); time.sleep(300)"
 
@@ -42,7 +43,7 @@ def test_a_child_ends_with_its_killed_parent(number: signal.Signals) -> None:
     child = int(parent.line())
     assert lives(child)
     parent.process.kill()
-    wait_for(lambda: not lives(child), "the child has ended")
+    wait_until(lambda: not lives(child), "the child has ended")
     parent.end()
 
 
@@ -126,7 +127,7 @@ def test_a_family_is_found_and_killed() -> None:
     assert family.index(pid) < family.index(grandchild)
     kill_tree(pid)
     assert parent.end()[0] == -signal.SIGKILL
-    wait_for(lambda: not lives(grandchild), "the grandchild has ended")
+    wait_until(lambda: not lives(grandchild), "the grandchild has ended")
     assert children(pid) == []
 
 

@@ -17,7 +17,8 @@ from trellis_wire.messages import Metadata
 from trellis_wire.objects import Tree
 from trellis_wire.pb.appio import appio_pb2, appio_pb2_grpc
 from trellis_wire.records import Record, deflate_message, inflate, inflate_message
-from unit.runner.runner_world import instruction, interpreter, until
+from unit.runner.runner_world import instruction, interpreter
+from waits import until
 
 PYPROJECT = """
 [project]

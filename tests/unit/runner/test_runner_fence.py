@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from trellis_kit import fence
 from trellis_runner.zygote import GuestProblem
-from unit.runner.runner_world import CLIENT, World, gone, until
+from unit.runner.runner_world import CLIENT, World, gone
+from waits import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from unit.runner.runner_world import CLIENT, World, descriptors, gone, interpreter, until
+from unit.runner.runner_world import CLIENT, World, descriptors, gone, interpreter
+from waits import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the host stays from test to test
 

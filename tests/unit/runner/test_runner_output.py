@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pytest
 from trellis_runner.logs import MAX_LINE, LogPump
 from trellis_wire.pb.appio import appio_pb2
-from unit.runner.runner_world import World, descriptors, texts, until
+from unit.runner.runner_world import World, descriptors, texts
+from waits import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the host stays from test to test
 

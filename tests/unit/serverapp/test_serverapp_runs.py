@@ -12,7 +12,8 @@ from trellis_kit.lifecycle import Fatal
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.records import ConfigRecord, MetricRecord
 from unit.runner.appio_world import Hub, tokens
-from unit.runner.runner_world import SERVER, gone, until
+from unit.runner.runner_world import SERVER, gone
+from waits import until
 
 Attend = Callable[..., Any]
 Outcome = appio_pb2.FinishRunRequest

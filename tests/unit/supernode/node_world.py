@@ -42,6 +42,7 @@ from trellis_wire.records import (
     inflate,
     inflate_message,
 )
+from waits import until
 
 PYPROJECT = """
 [build-system]
@@ -91,14 +92,6 @@ def model(data: bytes, number: int = 1) -> dict[str, Record]:
 
 def settings_of(state_dir: Path, **values: Any) -> SupernodeSettings:
     return SupernodeSettings(insecure=True, state_dir=state_dir, grace=3.3, **values)
-
-
-async def until(condition: Callable[[], object], what: str = "it", timeout: float = 10.0) -> None:
-    """Waits for what other tasks of this loop bring about."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
-        await asyncio.sleep(0.005)
 
 
 # ---- the SuperLink ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from node_world import NODE_ID, PYPROJECT, RUN, Hand, Link, model, reply_to, token, until, world
+from node_world import NODE_ID, PYPROJECT, RUN, Hand, Link, model, reply_to, token, world
 from trellis_kit.isolation import ProcessIsolation
 from trellis_supernode import appio, desk, main
 from trellis_wire import config
@@ -18,6 +18,7 @@ from trellis_wire.messages import ErrorCode, MessageError
 from trellis_wire.objects import object_id
 from trellis_wire.pb.appio import appio_pb2
 from trellis_wire.pb.edge import message_pb2
+from waits import until
 
 
 @pytest.mark.parametrize("inline", [True, False], ids=["own SuperLink", "stock SuperLink"])

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from node_world import Hand, World, model, token, until, world
+from node_world import Hand, World, model, token, world
 from trellis_kit.federation import free_ports
 from trellis_wire.pb.appio import appio_pb2
+from waits import until
 
 # ---- kill -9 ---------------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from node_world import NODE_ID, RUN, settings_of, until, world
+from node_world import NODE_ID, RUN, settings_of, world
 from trellis_kit.lifecycle import Fatal
 from trellis_kit.retry import Backoff
 from trellis_supernode import session
 from trellis_supernode.main import serve
 from trellis_wire.identity import generate_key, private_pem, public_pem
+from waits import until
 
 
 @pytest.fixture(autouse=True)

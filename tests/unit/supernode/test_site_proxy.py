@@ -10,8 +10,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from node_world import World, until, world
+from node_world import World, world
 from test_program import certificate, round_trip
+from waits import until
 
 PROGRAM = Path(__file__).with_name("site_proxy.py")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from node_world import Hand, Link, World, model, parts_of, reply_to, token, until, world
+from node_world import Hand, Link, World, model, parts_of, reply_to, token, world
 from trellis_supernode import objects, outbox
 from trellis_supernode.ledger import Ledger
 from trellis_supernode.objects import ObjectStore
@@ -20,6 +20,7 @@ from trellis_wire.bulk import Part
 from trellis_wire.messages import ErrorCode
 from trellis_wire.objects import Tree, encode_object, object_id
 from trellis_wire.pb.appio import appio_pb2
+from waits import until
 
 CHUNKS = 3
 DATA = os.urandom(12 << 20)  # three chunks of 5 MiB at most
