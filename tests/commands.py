@@ -12,19 +12,26 @@ class CommandFailed(AssertionError):
 
 
 def command(
-    *argv: str, env: Mapping[str, str] | None = None, input: str = "", timeout: float = 240, check: bool = True
+    *argv: str,
+    env: Mapping[str, str] | None = None,
+    input: str = "",
+    timeout: float = 240,
+    check: bool = True,
+    errors: bool = True,
 ) -> str:
-    """Both outputs of a command; CommandFailed where it fails and `check` is set."""
+    """Both outputs of a command, or without `errors` the first; CommandFailed where it fails and `check` is set."""
     done = subprocess.run(
         argv,
         env=None if env is None else {**os.environ, **env},
         input=input,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT if errors else subprocess.PIPE,
         text=True,
         timeout=timeout,
         check=False,
     )
     if check and done.returncode != 0:
-        raise CommandFailed(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-8000:]}")
+        raise CommandFailed(
+            f"{' '.join(argv)} ended with {done.returncode}:\n{(done.stdout + (done.stderr or ''))[-8000:]}"
+        )
     return done.stdout

@@ -33,7 +33,8 @@ LOG_SECONDS = 5.0
 
 # What the SuperLink writes by the clock, not because somebody asked for it.
 BEATS = "beats"
-BY_THE_CLOCK = {"nodes": {"online_until"}, "runs": {"bytes_sent", "bytes_received"}}
+# What heartbeats say of a node is written in batches, a little later.
+BY_THE_CLOCK = {"nodes": {"online_until", "heartbeat_interval"}, "runs": {"bytes_sent", "bytes_received"}}
 
 # Objects that are announced in a tree as leaves, under their right ids, and are no such objects.
 HEADLESS = b"this object has no head"

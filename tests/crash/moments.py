@@ -30,18 +30,28 @@ class Reply:
         return f"{self.method} {self.number}"
 
 
-def counts(exchange: Exchange) -> bool:
-    """Whether a reply is one that every run of the app sees."""
-    if exchange.method == "PullMessages":
-        return bool(fleet_pb2.PullMessagesResponse.FromString(exchange.reply).messages_list)
-    return exchange.method not in BY_THE_CLOCK
+class Counting:
+    """Which replies are those that every run of the app sees."""
+
+    def __init__(self) -> None:
+        self._asked: set[bytes] = set()  # a node that works asks again and again how its run is
+
+    def __call__(self, exchange: Exchange) -> bool:
+        """Wants to see each reply once."""
+        if exchange.method == "PullMessages":
+            return bool(fleet_pb2.PullMessagesResponse.FromString(exchange.reply).messages_list)
+        if exchange.method == "GetRun":
+            again = exchange.request in self._asked
+            self._asked.add(exchange.request)
+            return not again
+        return exchange.method not in BY_THE_CLOCK
 
 
 def replies(exchanges: Iterable[Exchange]) -> list[Reply]:
     """The replies of one run, in order."""
     seen: dict[str, int] = {}
     found = []
-    for exchange in filter(counts, exchanges):
+    for exchange in filter(Counting(), exchanges):
         seen[exchange.method] = seen.get(exchange.method, 0) + 1
         found.append(Reply(exchange.method, seen[exchange.method]))
     return found
@@ -54,14 +64,15 @@ class Killer:
         self._peer = federation[role]
         self._reply = reply
         self._moment = moment
+        self._counts = Counting()
         self._seen = 0
         self._chosen: Exchange | None = None
         self.killed = False
 
     async def __call__(self, moment: Moment, exchange: Exchange) -> bool | None:
-        if self.killed or exchange.method != self._reply.method or not counts(exchange):
+        if self.killed or exchange.method != self._reply.method:
             return None
-        if moment is Moment.BEFORE_REPLY:
+        if moment is Moment.BEFORE_REPLY and self._counts(exchange):
             self._seen += 1
             if self._seen == self._reply.number:
                 self._chosen = exchange

@@ -23,18 +23,21 @@ class Api:
         self.state = state
         self.binaries = binaries
 
-    def kubectl(self, *words: str, input: str | None = None, timeout: float = 240, check: bool = True) -> str:
+    def kubectl(
+        self, *words: str, input: str | None = None, timeout: float = 240, check: bool = True, errors: bool = True
+    ) -> str:
         argv = (str(self.binaries / "hyperkube"), "kubectl", "--kubeconfig", str(self.state.kubeconfig), *words)
-        return command(*argv, input=input or "", timeout=timeout, check=check)
+        return command(*argv, input=input or "", timeout=timeout, check=check, errors=errors)
 
     def get(self, kind: str, name: str, namespace: str = "default") -> Any:
         """An object as the API has it."""
-        return json.loads(self.kubectl("-n", namespace, "get", kind, name, "-o", "json"))
+        return json.loads(self.kubectl("-n", namespace, "get", kind, name, "-o", "json", errors=False))
 
     def items(self, kind: str, namespace: str = "default", labels: str = "") -> list[Any]:
         """All objects of a kind, or those with these labels (`a=b,c=d`)."""
         chosen = ("-l", labels) if labels else ()
-        found: list[Any] = json.loads(self.kubectl("-n", namespace, "get", kind, *chosen, "-o", "json"))["items"]
+        listed = self.kubectl("-n", namespace, "get", kind, *chosen, "-o", "json", errors=False)
+        found: list[Any] = json.loads(listed)["items"]
         return found
 
     def apply(self, *objects: Mapping[str, Any], namespace: str = "default") -> None:
@@ -50,8 +53,8 @@ class Api:
             raise CommandFailed(f"{failed}\n{self.story(namespace)}") from None
 
     def inside(self, namespace: str, pod: str, *argv: str, check: bool = True, timeout: float = 60) -> str:
-        """What a program says that is started in a pod's first container."""
-        return self.kubectl("-n", namespace, "exec", pod, "--", *argv, check=check, timeout=timeout)
+        """What a program says that is started in a pod's first container; kubectl's own remarks are not of it."""
+        return self.kubectl("-n", namespace, "exec", pod, "--", *argv, check=check, timeout=timeout, errors=False)
 
     def logs(self, namespace: str, pod: str) -> str:
         return self.kubectl("-n", namespace, "logs", pod, "--all-containers", check=False)

@@ -60,7 +60,7 @@ def test_what_the_page_shows(project: pytest.Pytester, guest: Path) -> None:
     )
     workflow, _ = blocks("yaml")
     (command,) = re.findall(r"run: network/\.venv/bin/pytest (.*)", workflow)
-    words = [str(guest) if word == "guest/bin/python" else word for word in command.split()]
+    words = command.replace("guest/bin/python", str(guest)).split()
     temporary = project.path / "temporary"
     result = project.runpytest_subprocess("--basetemp", str(temporary), *words)
     result.assert_outcomes(passed=4)
