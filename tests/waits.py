@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], object], what: str | Callable[[], str], timeout: float = 60.0) -> None:
+async def until(condition: Callable[[], object], what: str | Callable[[], str], timeout: float = 10.0) -> None:
     """Returns when the condition, which does not block, holds. AssertionError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
@@ -19,7 +19,7 @@ async def until(condition: Callable[[], object], what: str | Callable[[], str], 
         await asyncio.sleep(0.01)
 
 
-def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 120.0, every: float = 0.1) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 60.0, every: float = 0.1) -> T:
     """What the condition returns as soon as that is something; it is asked `every` so many seconds. TimeoutError after
     `timeout` seconds."""
     end = time.monotonic() + timeout

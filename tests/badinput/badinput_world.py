@@ -33,8 +33,7 @@ LOG_SECONDS = 5.0
 
 # What the SuperLink writes by the clock, not because somebody asked for it.
 BEATS = "beats"
-# What heartbeats say of a node is written in batches, a little later.
-BY_THE_CLOCK = {"nodes": {"online_until", "heartbeat_interval"}, "runs": {"bytes_sent", "bytes_received"}}
+BY_THE_CLOCK = {"nodes": {"online_until"}, "runs": {"bytes_sent", "bytes_received"}}
 
 # Objects that are announced in a tree as leaves, under their right ids, and are no such objects.
 HEADLESS = b"this object has no head"
@@ -170,6 +169,16 @@ class World:
         while any("'state': 1," in row for row in self.state()["messages"]):
             assert time.monotonic() < end, "the objects of answered messages are not freed"
             await asyncio.sleep(0.05)
+
+    async def still(self) -> dict[str, list[Any]]:
+        """The state once what earlier heartbeats said of nodes is in it: that is written in batches, one a second."""
+        state, since = self.state(), time.monotonic()
+        async with asyncio.timeout(LOG_SECONDS):
+            while time.monotonic() - since < 1.5:
+                await asyncio.sleep(0.05)
+                if (now := self.state()) != state:
+                    state, since = now, time.monotonic()
+        return state
 
     async def good_run(self) -> None:
         """What was under way before all this is brought to its end, and another run goes through as ever."""

@@ -330,7 +330,7 @@ async def test_protobuf_that_was_changed(web: HttpWorld) -> None:
 async def test_the_same_reply_many_times(web: HttpWorld) -> None:
     """The node has answered this instruction, and says the same again and again, all at once."""
     again = web.done.reply(web.answered.metadata, records(150_000, b"r"))
-    before = web.state()
+    before = await web.still()
     results = await asyncio.gather(*(web.done.push(again) for _ in range(20)))
     assert results == [[]] * 20
     assert web.state() == before

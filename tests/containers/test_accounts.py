@@ -139,11 +139,11 @@ def test_a_login_by_the_command_line_in_a_container_is_there_for_the_next_one(ac
     """In the volume of the service `cli`."""
     with accounts.project.cli_in_background("flwr", "login", "--no-browser", app=DIGITS) as login:
         page = re.compile(r"https://\S+(?=\s)")
-        wait_until(lambda: login.ended or page.search(login.log()), "the page to log in at is told")
+        wait_until(lambda: login.ended or page.search(login.log()), "the page to log in at is told", 120)
         found = page.search(login.log())
         assert found is not None, login.log()
         Browser(accounts.certs / "ca.crt").agree(found[0], "viewer", accounts.secret("viewer-password"))
-        wait_until(lambda: login.ended, "the login is over")
+        wait_until(lambda: login.ended, "the login is over", 120)
         assert login.process.returncode == 0, login.log()
     accounts.project.cli("flwr", "ls", app=DIGITS)
 

@@ -334,7 +334,7 @@ def test_machines_apart(tmp_path: Path) -> None:
                 held.update(node["node-id"] for node in nodes if node.get("held"))
                 return len(held) == len(sites)
 
-            wait_until(both_wait, "both sites wait for approval")
+            wait_until(both_wait, "both sites wait for approval", 120)
             for node in held:
                 server.cli("flwr", "supernode", "approve", node, app=DIGITS)
             assert accuracy(server.cli("flwr", "run", "--stream", app=DIGITS)) >= 0.93
@@ -374,7 +374,7 @@ def test_a_container_that_comes_back_to_its_network_is_reached_again(plain: Proj
             found = inspect(container)
             return bool(found["RestartCount"] == 1 and found["State"]["Health"]["Status"] == "healthy")
 
-        wait_until(again, "the SuperLink has begun anew, on its new address")
+        wait_until(again, "the SuperLink has begun anew, on its new address", 120)
         log = plain.cli("flwr", "run", "--stream", app=app)
         assert accuracy(log) >= 0.93
     finally:

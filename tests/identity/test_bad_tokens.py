@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from grpc import StatusCode
-from identity_world import World, service_token
+from identity_world import SOON, World, service_token
 from keycloak_server import Keycloak
 from waits import wait_until
 
@@ -135,7 +135,7 @@ def test_a_token_that_is_none_of_ours(name: str, world: World) -> None:
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["detail"] == "Not authenticated"  # and not why
-    wait_until(lambda: len(denied(world)) >= before + 3, "the refusals are written")  # which no answer waits for
+    wait_until(lambda: len(denied(world)) >= before + 3, "the refusals are written", SOON)  # which no answer waits for
     lines = denied(world)[before:]
     assert len(lines) == 3
     assert all(line["reason"] and line["actor"]["ip_address"] == "127.0.0.1" for line in lines)

@@ -61,9 +61,9 @@ class Site:
         )
 
     async def told(self, role: Role, here: str, service: str, there: str) -> None:
-        await until(lambda: here in role.log(), lambda: f"{here!r} of {role.name}:\n{role.log()}")
+        await until(lambda: here in role.log(), lambda: f"{here!r} of {role.name}:\n{role.log()}", 40)
         log = self.federation[service].log
-        await until(lambda: there in log(), lambda: f"{there!r} of {service}:\n{log()[-3000:]}")
+        await until(lambda: there in log(), lambda: f"{there!r} of {service}:\n{log()[-3000:]}", 40)
 
 
 @contextlib.asynccontextmanager

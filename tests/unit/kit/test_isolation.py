@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from kit_programs import lives
+from kit_programs import SECONDS, lives
 from pydantic import Field
 from trellis_kit import isolation
 from trellis_kit.isolation import ProcessIsolation, SubprocessIsolation
@@ -54,7 +54,7 @@ class Executors:
 
     async def count(self, count: int) -> int:
         """The pid of the newest, once there have been so many."""
-        await until(lambda: len(self.pids) >= count, f"{count} executors were started")
+        await until(lambda: len(self.pids) >= count, f"{count} executors were started", SECONDS)
         assert len(self.pids) == count
         return self.pids[-1]
 
@@ -89,7 +89,7 @@ async def test_a_program_that_is_away_for_a_moment_is_tried_again(
     first = await executors.count(1)
     executors.program = "/no/program"  # being upgraded, say
     os.kill(first, signal.SIGKILL)
-    await until(lambda: "cannot be started" in caplog.text, "the start has failed")
+    await until(lambda: "cannot be started" in caplog.text, "the start has failed", SECONDS)
     executors.program = sys.executable
     assert lives(await executors.count(2))
 
@@ -113,7 +113,7 @@ async def test_what_is_set_for_the_service_is_not_set_for_its_executor(
     code += f"; os.rename({str(tmp_path / 'new')!r}, {str(seen)!r})"
     keeper = SubprocessIsolation(lambda: [sys.executable, "-c", code], Service)
     await keeper.start()
-    await until(seen.exists, "the executor has run")
+    await until(seen.exists, "the executor has run", SECONDS)
     await keeper.stop(5)
     names = seen.read_text().split()
     assert "TRELLIS_GUEST_MEMORY" in names
@@ -126,11 +126,11 @@ async def test_a_hint_where_work_waits_and_nobody_comes(caplog: pytest.LogCaptur
     await process.start()
     process.work_waits(True)
     process.work_waits(True)  # told with every message; said once
-    await until(lambda: caplog.records, "the hint")
+    await until(lambda: caplog.records, "the hint", SECONDS)
     assert "Start trellis-clientapp." in caplog.text
     process.work_waits(False)
     process.work_waits(True)
-    await until(lambda: len(caplog.records) == 2, "the hint for work that waits anew")
+    await until(lambda: len(caplog.records) == 2, "the hint for work that waits anew", SECONDS)
     await process.stop(1)
 
 
@@ -140,12 +140,12 @@ async def test_no_hint_where_an_executor_came_in_time(caplog: pytest.LogCaptureF
     in_time.work_waits(True)
     in_time.work_waits(False)
     late.work_waits(True)
-    await until(lambda: "late" in caplog.text, "the later hint")  # so the earlier one would have been there
+    await until(lambda: "late" in caplog.text, "the later hint", SECONDS)  # so the earlier one would have been there
     assert "in time" not in caplog.text
     stopped = ProcessIsolation("stopped", absent_after=0.05)
     stopped.work_waits(True)
     await stopped.stop(1)
     late.work_waits(False)
     late.work_waits(True)
-    await until(lambda: len(caplog.records) == 2, "the later hint")
+    await until(lambda: len(caplog.records) == 2, "the later hint", SECONDS)
     assert "stopped" not in caplog.text
